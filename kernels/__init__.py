@@ -8,6 +8,8 @@ Causal always. The mathematics and how to use this folder elsewhere: README.md b
 from .dispatch import BACKENDS, attend, attend_with_lse
 from .parts import (
     AddedVector,
+    Clipped,
+    Elastic,
     ElementGate,
     Parts,
     RowGate,
@@ -15,6 +17,7 @@ from .parts import (
     SinkLogits,
     SinkSlots,
     Softmax,
+    Softpick,
 )
 from .statistics import AttentionStatistics, statistics
 
@@ -22,6 +25,8 @@ __all__ = [
     "BACKENDS",
     "AddedVector",
     "AttentionStatistics",
+    "Clipped",
+    "Elastic",
     "ElementGate",
     "Parts",
     "RowGate",
@@ -29,6 +34,7 @@ __all__ = [
     "SinkLogits",
     "SinkSlots",
     "Softmax",
+    "Softpick",
     "attend",
     "attend_with_lse",
     "statistics",

@@ -14,7 +14,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Softmax:
-    """P_ij = exp(S_ij − L_i): the family A of exp-normalised scores."""
+    """P_ij = exp(S_ij − L_i): the family A of exp-normalised scores.
+
+    softcap: c > 0 puts c · tanh(S_ij / c) in the place of the real keys' S_ij (2408.00118, section 2); sinks keep theirs.
+    """
+
+    softcap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,40 @@ class Sigmoid:
     """P_ij = σ(S_ij + bias), not normalised (2409.04431, section 2). It takes no sinks: no row sums to one."""
 
     bias: float
+
+
+@dataclass(frozen=True)
+class Softpick:
+    """P_ij = relu(e^{S_ij} − 1) / Σ_k |e^{S_ik} − 1| over the visible keys (2504.20966). It takes no sinks.
+
+    L_i = ln Σ_k |e^{S_ik} − 1|; a row whose sum is 0 gives 0.
+    """
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """P_ij = clip((ζ − γ_i) p_ij + γ_i, 0, 1), p the softmax (2306.12929, section 4.1). It takes no sinks.
+
+    gamma: γ ≤ 0 of every row; with `per_row` γ_i = gamma / n_i, n_i the number of keys that row i sees. zeta: ζ ≥ 1.
+    L_i is the softmax's.
+    """
+
+    gamma: float
+    zeta: float = 1.0
+    per_row: bool = False
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """P_ij = relu(p_ij + τ_h / n_i), p the softmax, n_i the number of keys that row i sees (2601.00919). No sinks.
+
+    offset: τ (H,). L_i is the softmax's.
+    """
+
+    offset: Tensor
+
+
+Score = Softmax | Sigmoid | Softpick | Clipped | Elastic
 
 
 @dataclass(frozen=True)
@@ -77,7 +116,7 @@ class Parts:
     """One attention variant: scores, then sinks inside the normaliser, then the added vector, then the gate."""
 
     # A lambda, because torch.compile cannot trace a class as default factory.
-    score: Softmax | Sigmoid = field(default_factory=lambda: Softmax())
+    score: Score = field(default_factory=lambda: Softmax())
     sinks: SinkLogits | SinkSlots | None = None
     gate: RowGate | ElementGate | None = None
     added: AddedVector | None = None
