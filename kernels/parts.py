@@ -16,7 +16,7 @@ from torch import Tensor
 class Softmax:
     """P_ij = exp(S_ij − L_i): the family A of exp-normalised scores.
 
-    softcap: c > 0 puts c · tanh(S_ij / c) in the place of the real keys' S_ij (2408.00118, section 2); sinks keep theirs.
+    softcap: c > 0 puts c · tanh(S_ij / c) in the place of S_ij for real keys, not for sinks (2408.00118, section 2).
     """
 
     softcap: float | None = None
