@@ -1,4 +1,4 @@
-"""Attention as pure functions of tensors: softmax, its sink, gate and bias variants, and sigmoid attention.
+"""Attention as pure functions of tensors: softmax, its sink, gate and bias variants, and other scores.
 
     y = kernels.attend(q, k, v, kernels.Parts(sinks=kernels.SinkLogits(s)))        # (B, H, T, D)
 

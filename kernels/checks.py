@@ -3,9 +3,11 @@
 The checks read shapes, dtypes and devices only: they cost no synchronisation and disappear under torch.compile.
 """
 
+import math
+
 from torch import Tensor
 
-from .parts import ElementGate, Parts, RowGate, Sigmoid, SinkLogits, SinkSlots
+from .parts import Clipped, Elastic, ElementGate, Parts, RowGate, SinkLogits, SinkSlots, Softmax
 
 
 def check(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor | None, parts: Parts, first_key_BT: Tensor | None) -> None:
@@ -43,12 +45,22 @@ def check(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor | None, parts: Parts, f
 
 
 def _check_parts(parts: Parts, B: int, H: int, T: int, D: int) -> None:
-    if isinstance(parts.score, Sigmoid):
-        if parts.sinks is not None:
-            raise ValueError("sigmoid attention takes no sinks: its rows are not normalised")
-        if parts.added is not None and parts.added.key is not None:
-            raise ValueError("sigmoid attention takes no added vector with a key: it has no log-normaliser L")
-    sinks, gate, added = parts.sinks, parts.gate, parts.added
+    score, sinks, gate, added = parts.score, parts.sinks, parts.gate, parts.added
+    if not isinstance(score, Softmax):
+        family = type(score).__name__.lower()
+        if sinks is not None:
+            raise ValueError(f"{family} scores take no sinks: only softmax scores do")
+        if added is not None and added.key is not None:
+            raise ValueError(f"{family} scores take no added vector with a key: only softmax scores do")
+    if isinstance(score, Softmax) and score.softcap is not None and not 0 < score.softcap < math.inf:
+        raise ValueError(f"score.softcap must be positive and finite, not {score.softcap}")
+    if isinstance(score, Clipped):
+        if not -math.inf < score.gamma <= 0:
+            raise ValueError(f"score.gamma must be finite and at most 0, not {score.gamma}")
+        if not 1 <= score.zeta < math.inf:
+            raise ValueError(f"score.zeta must be finite and at least 1, not {score.zeta}")
+    if isinstance(score, Elastic):
+        _shape("score.offset", score.offset, [(H,)])
     if isinstance(sinks, SinkLogits):
         _shape("sinks.logits", sinks.logits, [(H,), (B, H, T)])
     if isinstance(sinks, SinkSlots):
@@ -79,6 +91,7 @@ def tensors(parts: Parts) -> list[tuple[str, Tensor | None]]:
     """The learned tensors of a variant with their names; None for those that it has not."""
     sinks, gate, added = parts.sinks, parts.gate, parts.added
     return [
+        ("score.offset", parts.score.offset if isinstance(parts.score, Elastic) else None),
         ("sinks.logits", sinks.logits if isinstance(sinks, SinkLogits) else None),
         ("sinks.keys", sinks.keys if isinstance(sinks, SinkSlots) else None),
         ("sinks.values", sinks.values if isinstance(sinks, SinkSlots) else None),

@@ -8,7 +8,7 @@ from torch import Tensor
 from .blockwise import blockwise
 from .checks import check
 from .flash import refusal
-from .parts import Parts, Sigmoid
+from .parts import Parts, Softmax
 from .reference import reference, without_autocast
 from .vendor import vendor
 
@@ -101,8 +101,10 @@ def _choose(backend: str, q: Tensor, k: Tensor, parts: Parts, first_key: Tensor 
 
 
 def _beyond_vendor(q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) -> str | None:
-    if isinstance(parts.score, Sigmoid):
-        return "sigmoid scores (allowed: softmax)"
+    if not isinstance(parts.score, Softmax):
+        return f"{type(parts.score).__name__.lower()} scores (allowed: softmax)"
+    if parts.score.softcap is not None:
+        return f"a soft-cap of the scores, {parts.score.softcap:g} (allowed: none)"
     if first_key is not None:
         return "a first key for each row (allowed: none)"
     if q.shape[2] != k.shape[2]:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .parts import ElementGate, Parts, RowGate, Sigmoid, SinkLogits, SinkSlots
+from .parts import Clipped, Elastic, ElementGate, Parts, RowGate, Sigmoid, SinkLogits, SinkSlots, Softmax, Softpick
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -74,7 +74,12 @@ def reference(
     if isinstance(parts.score, Sigmoid):
         P_BHTS = torch.sigmoid(S_BHTS + parts.score.bias).masked_fill(~seen, 0)
         y_BHTD = (P_BHTS.to(v_BHSD.dtype) @ v_BHSD).to(high)
+    elif isinstance(parts.score, Softpick):
+        P_BHTS, L_BHT = softpick(S_BHTS, seen)
+        y_BHTD = (P_BHTS.to(v_BHSD.dtype) @ v_BHSD).to(high)
     else:
+        if isinstance(parts.score, Softmax) and parts.score.softcap is not None:
+            S_BHTS = parts.score.softcap * torch.tanh(S_BHTS / parts.score.softcap)
         logits_BHTX = S_BHTS.masked_fill(~seen, -torch.inf)
         if parts.sinks is not None:
             logits_BHTX = torch.cat([logits_BHTX, sink_logits(q_BHTD, parts.sinks, scale)], dim=-1)
@@ -83,10 +88,37 @@ def reference(
         L_BHT1 = logits_BHTX.masked_fill(empty_BHT1, 0).logsumexp(-1, keepdim=True)
         P_BHTX = (logits_BHTX - L_BHT1).exp().masked_fill(empty_BHT1, 0)
         L_BHT = L_BHT1.masked_fill(empty_BHT1, -torch.inf)[..., 0]
+        if isinstance(parts.score, Clipped | Elastic):
+            P_BHTX = clip(P_BHTX, seen, parts.score)
         y_BHTD = (P_BHTX[..., :S].to(v_BHSD.dtype) @ v_BHSD).to(high)
         if isinstance(parts.sinks, SinkSlots) and parts.sinks.values is not None:
             y_BHTD = y_BHTD + P_BHTX[..., S:] @ parts.sinks.values.to(high)
     return finish(y_BHTD, L_BHT, q_BHTD, parts, scale).to(q_BHTD.dtype), L_BHT
+
+
+def softpick(S_BHTS: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """P = relu(e^S − 1) / Σ |e^S − 1| over the visible keys, and L = ln Σ |e^S − 1|; a row whose sum is 0: 0 and −inf.
+
+    Everything is divided by e^pivot, pivot = max(0, max S), and |e^S − 1| = e^max(S, 0) (1 − e^−|S|): no overflow for
+    large scores, no pivot below 0 for a row of very negative ones, no cancellation for small ones.
+    """
+    S_BHTS = S_BHTS.masked_fill(~seen, 0)  # a hidden key then adds |e^0 − 1| = 0
+    pivot_BHT1 = S_BHTS.detach().amax(-1, keepdim=True).clamp_min(0)
+    size_BHTS = (S_BHTS.clamp_min(0) - pivot_BHT1).exp() * -torch.expm1(-S_BHTS.abs())
+    total_BHT1 = size_BHTS.sum(-1, keepdim=True)
+    empty_BHT1 = total_BHT1 == 0
+    total_BHT1 = total_BHT1.masked_fill(empty_BHT1, 1)
+    L_BHT1 = (pivot_BHT1 + total_BHT1.log()).masked_fill(empty_BHT1, -torch.inf)
+    return size_BHTS.masked_fill(S_BHTS <= 0, 0) / total_BHT1, L_BHT1[..., 0]
+
+
+def clip(P_BHTS: Tensor, seen: Tensor, score: Clipped | Elastic) -> Tensor:
+    """The softmax's P, stretched or shifted, then cut at 0 (and at 1 for `Clipped`); n_i counts the visible keys."""
+    n_T1 = seen.sum(-1, keepdim=True).clamp_min(1).to(P_BHTS.dtype)
+    if isinstance(score, Elastic):
+        return (P_BHTS + score.offset.to(P_BHTS.dtype)[:, None, None] / n_T1).relu().masked_fill(~seen, 0)
+    gamma = score.gamma / n_T1 if score.per_row else score.gamma
+    return ((score.zeta - gamma) * P_BHTS + gamma).relu().clamp_max(1)
 
 
 def finish(y_BHTD: Tensor, L_BHT: Tensor | None, q_BHTD: Tensor, parts: Parts, scale: float) -> Tensor:

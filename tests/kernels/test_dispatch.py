@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from variants import COMBINATIONS, VARIANTS, Case, Inputs, make
+from variants import COMBINATIONS, FAMILIES, VARIANTS, Case, Inputs, make
 
 import kernels
 from kernels import dispatch, flash
@@ -47,12 +47,29 @@ def test_bad_parts() -> None:
     refused("added.key must have shape", q, k, v, kernels.Parts(added=kernels.AddedVector(zeros(4, 8), zeros(8))))
     refused("must be floating point", q, k, v, kernels.Parts(sinks=kernels.SinkLogits(zeros(4, dtype=torch.long))))
     refused("is on meta, but q is on cpu", q, k, v, kernels.Parts(sinks=kernels.SinkLogits(zeros(4, device="meta"))))
-    sigmoid = kernels.Sigmoid(-1.0)
-    refused("takes no sinks", q, k, v, kernels.Parts(score=sigmoid, sinks=kernels.SinkLogits(zeros(4))))
-    with_key = kernels.AddedVector(zeros(4, 8), zeros(4, 8))
-    refused("no log-normaliser", q, k, v, kernels.Parts(score=sigmoid, added=with_key))
     with pytest.raises(ValueError, match="no log-normaliser L"):
-        kernels.attend_with_lse(q, k, v, kernels.Parts(score=sigmoid))
+        kernels.attend_with_lse(q, k, v, kernels.Parts(score=kernels.Sigmoid(-1.0)))
+
+
+def test_what_a_score_takes() -> None:
+    q, k, v = make(Case(), length=10).qkv
+    offset = torch.zeros(4)
+    sinks, with_key = kernels.SinkLogits(torch.zeros(4)), kernels.AddedVector(torch.zeros(4, 8), torch.zeros(4, 8))
+    for score in (kernels.Sigmoid(-1.0), kernels.Softpick(), kernels.Clipped(-0.1), kernels.Elastic(offset)):
+        name = type(score).__name__.lower()
+        refused(f"{name} scores take no sinks: only softmax", q, k, v, kernels.Parts(score, sinks=sinks))
+        refused(f"{name} scores take no added vector with a key", q, k, v, kernels.Parts(score, added=with_key))
+    for score, message in (
+        (kernels.Softmax(softcap=0.0), "score.softcap must be positive and finite, not 0.0"),
+        (kernels.Softmax(softcap=float("nan")), "score.softcap must be positive and finite, not nan"),
+        (kernels.Clipped(0.1), "score.gamma must be finite and at most 0, not 0.1"),
+        (kernels.Clipped(-float("inf")), "score.gamma must be finite and at most 0, not -inf"),
+        (kernels.Clipped(-0.1, zeta=0.9), "score.zeta must be finite and at least 1, not 0.9"),
+        (kernels.Elastic(torch.zeros(3)), r"score.offset must have shape \(4,\), not \(3,\)"),
+        (kernels.Elastic(offset.long()), "score.offset must be floating point"),
+        (kernels.Elastic(offset.to("meta")), "score.offset is on meta, but q is on cpu"),
+    ):
+        refused(message, q, k, v, kernels.Parts(score))
 
 
 def test_back_ends_by_name() -> None:
@@ -60,6 +77,10 @@ def test_back_ends_by_name() -> None:
     sigmoid = kernels.Parts(score=kernels.Sigmoid(-1.0))
     refused("unknown backend 'triton'; choose from auto, reference, vendor, blockwise", q, k, v, backend="triton")
     refused(r"cannot compute sigmoid.*choose from auto, blockwise, reference", q, k, v, sigmoid, backend="vendor")
+    for case in FAMILIES:
+        score = make(case, length=10).parts.score
+        name = "a soft-cap of the scores, 1.5" if case.score == "softcap" else f"{type(score).__name__.lower()} scores"
+        refused(rf"cannot compute {name} \(allowed", q, k, v, kernels.Parts(score), backend="vendor")
     first = torch.zeros(2, 10, dtype=torch.int32)
     refused("cannot compute a first key for each row", q, k, v, first_key_BT=first, backend="vendor")
     refused("cannot compute fewer queries than keys", q[:, :, -2:], k, v, backend="vendor")
@@ -126,8 +147,8 @@ def test_what_the_cuda_adapter_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_shapes_alone_on_the_meta_device() -> None:
-    for case in (Case(sinks="key_value", gate="row"), Case(sigmoid=True)):
-        y = kernels.attend(*_on_meta(torch.float32, 20), kernels.Parts(score=make(case).parts.score))
+    for score in (kernels.Softmax(), kernels.Sigmoid(-1.0), kernels.Softpick(), kernels.Clipped(-0.1, per_row=True)):
+        y = kernels.attend(*_on_meta(torch.float32, 20), kernels.Parts(score))
         assert y.shape == (1, 2, 16, 20)
 
 

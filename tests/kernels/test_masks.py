@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_attend import worst
-from variants import COMBINATIONS, SIGMOID, VARIANTS, Case, Inputs, dense, error, make
+from variants import COMBINATIONS, FAMILIES, SIGMOID, VARIANTS, Case, Inputs, dense, error, make
 
 import kernels
 
@@ -20,12 +20,12 @@ def documents(length: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("length", [1, 100, 257])
-@pytest.mark.parametrize("case", [VARIANTS[0], COMBINATIONS[-2], SIGMOID[0]], ids=str)
+@pytest.mark.parametrize("case", [VARIANTS[0], COMBINATIONS[-2], SIGMOID[0], *FAMILIES], ids=str)
 def test_first_key(case: Case, length: int, backend: str) -> None:
     assert worst(make(case, length=length), backend, first_key=documents(length)) < 1e-12
 
 
-@pytest.mark.parametrize("case", [*VARIANTS, *COMBINATIONS], ids=str)
+@pytest.mark.parametrize("case", [*VARIANTS, *COMBINATIONS, *FAMILIES], ids=str)
 def test_first_key_with_a_loss_on_the_normaliser(case: Case) -> None:
     assert worst(make(case, length=70), "blockwise", lse=True, first_key=documents(70)) < 1e-12
 
@@ -65,9 +65,30 @@ def test_rows_without_a_key(sinks: str, backend: str) -> None:
         assert error(y[:, :, kept], alone * gate) < 1e-12
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("score", ["softcap", "softpick", "clipped", "clipped_row", "elastic"])
+def test_rows_without_a_key_of_other_scores(score: str, backend: str) -> None:
+    """Output 0, L = −∞, and gradients as if the rows with one key were alone."""
+    inputs = make(Case(score=score), length=70)
+    position = torch.arange(70)
+    first = (position + (position % 3 == 0)).expand(2, -1)
+    y, L = kernels.attend_with_lse(*inputs.qkv, inputs.parts, first_key_BT=first, backend=backend)
+    assert not y[:, :, ::3].any()
+    assert (L[:, :, ::3] == -torch.inf).all()
+    kept = position % 3 != 0
+    rows = Inputs(*(x[:, :, kept] for x in inputs.qkv), inputs.parts)
+    own = torch.arange(int(kept.sum())).expand(2, -1)
+    expected, L_expected = dense(rows, own)
+    assert error(y[:, :, kept], expected) < 1e-12
+    assert error(L[:, :, kept], L_expected) < 1e-12
+    gradients = torch.autograd.grad(y.square().sum() + L[:, :, kept].square().sum(), inputs.wrt())
+    wanted = torch.autograd.grad(expected.square().sum() + L_expected.square().sum(), inputs.wrt())
+    assert max(map(error, gradients, wanted)) < 1e-12
+
+
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
 @pytest.mark.parametrize("queries", [1, 7, 69])
-@pytest.mark.parametrize("case", [Case(), Case(sinks="key_value", added="context", gate="row"), SIGMOID[0]], ids=str)
+@pytest.mark.parametrize("case", [Case(), COMBINATIONS[-2], SIGMOID[0], FAMILIES[3], FAMILIES[-1]], ids=str)
 def test_the_last_queries_of_a_sequence(case: Case, queries: int, backend: str) -> None:
     """A decoding step: the same rows as in the whole sequence."""
     inputs = make(case, length=70)

@@ -10,22 +10,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import AddedVector, ElementGate, Parts, RowGate, Sigmoid, SinkLogits, SinkSlots
+from kernels import (
+    AddedVector,
+    Clipped,
+    Elastic,
+    ElementGate,
+    Parts,
+    RowGate,
+    Sigmoid,
+    SinkLogits,
+    SinkSlots,
+    Softmax,
+    Softpick,
+)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a variant is made of; every field may be combined with every other, but for sigmoid's."""
+    """What a variant is made of; every field may be combined with every other, but a score that is not softmax (plain
+    or with a soft-cap) with neither sinks nor a context-dependent vector."""
 
     sinks: str = ""  # logit, logit_row, constant, key, key_value, key_value4
     added: str = ""  # fixed, context
     gate: str = ""  # row, row2, element, element2
-    sigmoid: bool = False
+    score: str = ""  # softcap, sigmoid, softpick, clipped, clipped_row, elastic
 
     def __str__(self) -> str:
-        return (
-            "+".join(filter(None, ["sigmoid" if self.sigmoid else "", self.sinks, self.added, self.gate])) or "softmax"
-        )
+        return "+".join(filter(None, [self.score, self.sinks, self.added, self.gate])) or "softmax"
 
 
 VARIANTS = [
@@ -54,7 +65,22 @@ COMBINATIONS = [
     Case(sinks="key_value4", added="context", gate="row"),
     Case(sinks="logit_row", added="fixed", gate="element2"),
 ]
-SIGMOID = [Case(sigmoid=True), Case(sigmoid=True, gate="row"), Case(sigmoid=True, added="fixed", gate="element2")]
+SIGMOID = [
+    Case(score="sigmoid"),
+    Case(score="sigmoid", gate="row"),
+    Case(score="sigmoid", added="fixed", gate="element2"),
+]
+FAMILIES = [
+    Case(score="softcap"),
+    Case(score="softcap", sinks="key_value", added="context", gate="row"),
+    Case(score="softpick"),
+    Case(score="softpick", added="fixed", gate="row2"),
+    Case(score="clipped"),
+    Case(score="clipped", gate="element"),
+    Case(score="clipped_row"),
+    Case(score="elastic"),
+    Case(score="elastic", added="fixed", gate="row"),
+]  # with a normaliser, and not for the vendor's operator
 
 
 @dataclass
@@ -72,7 +98,7 @@ class Inputs:
 
     def learned(self) -> list[Tensor]:
         parts = self.parts
-        owners = [x for x in (parts.sinks, parts.added, parts.gate) if x is not None]
+        owners = [x for x in (parts.score, parts.sinks, parts.added, parts.gate) if x is not None]
         return [t for x in owners for t in vars(x).values() if isinstance(t, Tensor) and t.requires_grad]
 
     def wrt(self) -> list[Tensor]:
@@ -125,10 +151,21 @@ def make(
         gate = RowGate(draw(B, T, H, shift=gate_shift).transpose(1, 2), span)
     elif case.gate.startswith("element"):
         gate = ElementGate(draw(B, T, H, D, shift=gate_shift).transpose(1, 2), span)
-    parts = Parts(sinks=sinks, added=added, gate=gate)
-    if case.sigmoid:
-        parts = Parts(score=Sigmoid(-math.log(length)), added=added, gate=gate)
-    return Inputs(q, k, v, parts)
+    score: Softmax | Sigmoid | Softpick | Clipped | Elastic = Softmax()
+    match case.score:
+        case "softcap":
+            score = Softmax(softcap=1.5)
+        case "sigmoid":
+            score = Sigmoid(-math.log(length))
+        case "softpick":
+            score = Softpick()
+        case "clipped":
+            score = Clipped(-1 / length)
+        case "clipped_row":
+            score = Clipped(-0.7, zeta=1.2, per_row=True)  # the first row lies above 1
+        case "elastic":
+            score = Elastic(draw(H))  # of both signs
+    return Inputs(q, k, v, Parts(score, sinks, gate, added))
 
 
 def dense(inputs: Inputs, first_key: Tensor | None = None, scale: float | None = None) -> tuple[Tensor, Tensor | None]:
@@ -144,9 +181,25 @@ def dense(inputs: Inputs, first_key: Tensor | None = None, scale: float | None =
     if first_key is not None:
         allowed = allowed & (j >= first_key[:, :, None])[:, None]
     L = None
-    if parts.score.__class__ is Sigmoid:
-        y = torch.where(allowed, 1 / (1 + torch.exp(-(S + parts.score.bias))), 0) @ v
+    score = parts.score
+    if isinstance(score, Sigmoid):
+        y = torch.where(allowed, 1 / (1 + torch.exp(-(S + score.bias))), 0) @ v
+    elif isinstance(score, Softpick):
+        difference = torch.where(allowed, torch.expm1(S), 0)
+        total = difference.abs().sum(-1)
+        y, L = difference.relu() / total[..., None] @ v, total.log()
+    elif isinstance(score, Clipped | Elastic):
+        S, seen = S.masked_fill(~allowed, -torch.inf), allowed.sum(-1, keepdim=True).double()
+        p, L = torch.softmax(S, dim=-1), torch.logsumexp(S, dim=-1)
+        if isinstance(score, Elastic):
+            p = (p + score.offset.double()[:, None, None] / seen).clamp_min(0)
+        else:
+            gamma = score.gamma / seen if score.per_row else score.gamma
+            p = ((score.zeta - gamma) * p + gamma).clamp(0, 1)
+        y = torch.where(allowed, p, 0) @ v
     else:
+        if score.softcap is not None:
+            S = score.softcap * torch.tanh(S / score.softcap)
         S = S.masked_fill(~allowed, -torch.inf)
         columns, values = [S], [v]
         if isinstance(parts.sinks, SinkLogits):
