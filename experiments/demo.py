@@ -20,9 +20,9 @@ SEEDS = (0, 1, 2)  # the fewest that a verdict needs
 COMPARISONS = {
     "text": (
         "demo_text.yaml",
-        ("--trainer.max_steps=120", "--evaluation.every=20", "--outliers.every=30", "--data.validation_sequences=200"),
+        ("--trainer.max_steps=100", "--evaluation.every=25", "--outliers.every=25", "--data.validation_sequences=100"),
     ),
-    "bigram_backcopy": ("bigram_backcopy.yaml", ()),
+    "bigram_backcopy": ("bigram_backcopy.yaml", ("--trainer.max_steps=2000",)),
 }
 MOST_AT_ONCE = 4
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,10 @@ import pyarrow.parquet as pq
 
 from errors import InputError
 from training.run_directory import RunDirectory, Status
+
+if TYPE_CHECKING:
+    from models import GPTConfig
+    from outliers.nulls import Setting
 
 MARKS = ("config.yaml", "status.json", "metrics.csv")
 SKIPPED_FOLDERS = {"checkpoints", "probes", "figures", "wandb", "lightning_logs", "data", "corpora"}
@@ -60,14 +64,39 @@ class Run:
     @cached_property
     def parameters(self) -> int | None:
         """The model's number of parameters, counted on a network without storage; None where it cannot be built."""
-        network, attention = self.option("model.network"), self.option("model.attention")
-        vocabulary = _json(self.path / "corpus.json").get("vocab_size")
-        if not isinstance(network, dict) or attention is None:
+        network, attention = self.network, self.option("model.attention")
+        if network is None or attention is None:
             return None
-        sizes = {**network, "vocab_size": network.get("vocab_size") or vocabulary}
         try:
-            return _count(json.dumps(sizes), json.dumps(attention))
+            return _count(network, json.dumps(attention))
         except ValueError:  # an unknown vocabulary, or a user's class that cannot be imported from here
+            return None
+
+    @cached_property
+    def network(self) -> "GPTConfig | None":
+        """The network's sizes, the vocabulary from corpus.json; None where the configuration does not hold them."""
+        sizes = self.option("model.network")
+        if not isinstance(sizes, dict):
+            return None
+        from models import GPTConfig
+
+        vocabulary = sizes.get("vocab_size") or _json(self.path / "corpus.json").get("vocab_size")
+        try:
+            return GPTConfig(**{**sizes, "vocab_size": vocabulary})
+        except TypeError:  # a key that this version does not know
+            return None
+
+    @cached_property
+    def setting(self) -> "Setting | None":
+        """What the closed forms of the probe's nulls depend on; None where the configuration does not say."""
+        from outliers import nulls
+
+        attention, sequences = self.option("model.attention"), self.option("outliers.sequences")
+        if self.network is None or attention is None or not isinstance(sequences, int):
+            return None
+        try:
+            return nulls.setting(self.network, attention, sequences)
+        except ValueError:  # a user's class that cannot be imported from here
             return None
 
     @cached_property
@@ -198,13 +227,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _count(sizes: str, attention: str) -> int:
+def _count(network: "GPTConfig", attention: str) -> int:
     import torch
 
-    from models import GPT, GPTConfig
+    from models import GPT
 
     with torch.device("meta"):
-        return GPT(GPTConfig(**json.loads(sizes)), json.loads(attention)).parameter_count()
+        return GPT(network, json.loads(attention)).parameter_count()
 
 
 def _number(cell: str) -> float:

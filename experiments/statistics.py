@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ROUNDING = float(np.finfo(np.float32).eps)  # what is compared has been computed in float32
+
 
 def t_inside(t: float, degrees: int) -> float:
     """P(|T| < t) for Student's t with an integer number of degrees of freedom.
@@ -54,21 +56,32 @@ class Interval:
     n: int
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Student's t interval of the mean. With one value it is unbounded and p is 1; equal values have no width."""
+def interval(values: Sequence[float], confidence: float = 0.95, least: float = 0.0) -> Interval:
+    """Student's t interval of the mean; it takes the values as about normal, which few of them cannot confirm.
+
+    least: the smallest standard deviation to believe. Shares that are counted (0 of 16, 16 of 16) come out equal in
+    every seed long before they are known exactly, and a spread of 0 would make any difference certain.
+    Unbounded, with p = 1, where nothing tells the noise: one value, or values other than 0 that are equal but for
+    rounding, without a `least`.
+    """
     array = np.asarray(values, dtype=np.float64)
     n, mean = len(array), float(array.mean())
     if n < 2:
         return Interval(mean, -math.inf, math.inf, 1.0, n)
-    error = float(array.std(ddof=1)) / math.sqrt(n)
-    if error == 0:
-        return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0, n)
+    deviation = max(float(array.std(ddof=1)), least)
+    if deviation <= ROUNDING * float(np.abs(array).max()):
+        half = 0.0 if mean == 0 else math.inf
+        return Interval(mean, mean - half, mean + half, 1.0, n)
+    error = deviation / math.sqrt(n)
     half = t_quantile(confidence, n - 1) * error
     return Interval(mean, mean - half, mean + half, 1 - t_inside(mean / error, n - 1), n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given: reject where the adjusted value is under the level."""
+    """Holm's step-down adjusted p-values, in the order given: reject where the adjusted value is under the level.
+
+    Valid whatever the dependence between the comparisons (Holm, 1979).
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

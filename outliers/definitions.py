@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from kernels.parts import Elastic, Sigmoid, Softmax
 from outliers import nulls
 from outliers.nulls import Setting
 
@@ -33,10 +34,11 @@ Reduction = Literal["mean", "max"]
 
 @dataclass(frozen=True)
 class Null:
-    """What the metric reads where nothing is learned. closed_form: its value for a Setting, where there is one."""
+    """What the metric reads where nothing is learned. closed_form: its value for a Setting, where there is one; it
+    returns None for a setting that has none."""
 
     text: str
-    closed_form: Callable[[Setting], float] | None = None
+    closed_form: Callable[[Setting], float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,11 @@ class Headline:
 
 @dataclass(frozen=True)
 class Definition:
-    """One metric. direction: where fewer outliers lie ("lower", "higher"), or "neutral" where neither is better."""
+    """One metric.
+
+    direction: where fewer outliers lie ("lower", "higher"), or "neutral" where neither is better.
+    cases: what a share is counted over in each head, so that it moves in steps of 1 / cases; None where it is no count.
+    """
 
     id: str
     title: str
@@ -63,6 +69,7 @@ class Definition:
     null: Null
     direction: Literal["lower", "higher", "neutral"]
     headlines: tuple[Headline, ...] = ()
+    cases: Literal["sequences", "queries"] | None = None
 
     @property
     def headline(self) -> bool:
@@ -87,9 +94,20 @@ def sink_rate(setting: Setting) -> float:
     return float(nulls.harmonic_share(min(setting.context, nulls.SINK_QUERIES)) > 0.3)
 
 
+def exchangeable(setting: Setting, value: float) -> float | None:
+    """`value` where the score gives equal logits equal weights above 0 and ties have probability 0, else None."""
+    return value if isinstance(setting.score, Softmax | Sigmoid | Elastic) else None
+
+
+def outlier_keys(setting: Setting) -> float | None:
+    """Number of keys that receive a tenth of all queries where no key is preferred."""
+    received = nulls.even_received(setting)
+    return None if received is None else float(sum(mass >= 0.1 * setting.context for mass in received))
+
+
 def weight_ratio(setting: Setting) -> float:
     """Largest column (or row) ratio of a Gaussian matrix of the down projection's size."""
-    return nulls.gaussian_column_max(setting.width, setting.mlp_width or 4 * setting.width)
+    return nulls.gaussian_column_max(setting.width, setting.mlp_width)
 
 
 AT_START = "No closed form: compare with the value at initialisation (step 0)"
@@ -237,8 +255,9 @@ DEFINITIONS: dict[str, Definition] = {
             scope="head",
             sites=(),
             null=Null(
-                "uniform attention: H_T / T, H_T the harmonic number (sigmoid with bias −ln T: 1 / (1 + T))",
-                lambda s: nulls.harmonic_share(s.context),
+                "no key preferred: H_T / T, H_T the harmonic number; with n slots mean_i 1 / (n + i); "
+                "sigmoid with bias −ln T: 1 / (1 + T)",
+                nulls.even_first,
             ),
             direction="lower",
             headlines=(Headline("first_key_mass", (), "mean"),),
@@ -252,7 +271,7 @@ DEFINITIONS: dict[str, Definition] = {
             unit="share of mass",
             scope="head",
             sites=(),
-            null=Null("uniform attention, constant gate: H_T / T", lambda s: nulls.harmonic_share(s.context)),
+            null=Null("as first_key_mass, the gate constant", nulls.even_first),
             direction="lower",
             headlines=(
                 Headline("first_key_mass_gated", (), "mean"),
@@ -289,6 +308,7 @@ DEFINITIONS: dict[str, Definition] = {
             ),
             direction="lower",
             headlines=(Headline("sink_rate@0.3", (), "mean"),),
+            cases="sequences",
         ),
         Definition(
             id="sink_rate@0.3_any",
@@ -305,6 +325,7 @@ DEFINITIONS: dict[str, Definition] = {
             ),
             direction="lower",
             headlines=(Headline("sink_rate@0.3_any", (), "mean"),),
+            cases="sequences",
         ),
         Definition(
             id="argmax_first",
@@ -314,9 +335,10 @@ DEFINITIONS: dict[str, Definition] = {
             unit="share of queries",
             scope="head",
             sites=(),
-            null=Null("exchangeable keys: H_T / T", lambda s: nulls.harmonic_share(s.context)),
+            null=Null("exchangeable keys: H_T / T", lambda s: exchangeable(s, nulls.harmonic_share(s.context))),
             direction="lower",
             headlines=(Headline("argmax_first", (), "mean"),),
+            cases="queries",
         ),
         Definition(
             id="outlier_keys",
@@ -328,8 +350,8 @@ DEFINITIONS: dict[str, Definition] = {
             scope="layer",
             sites=(),
             null=Null(
-                "uniform attention: 0 from T = 44",
-                lambda s: float(sum(tail >= 0.1 * s.context for tail in nulls.uniform_received(s.context))),
+                "no key preferred: 0 from T = 44",
+                outlier_keys,
             ),
             direction="lower",
         ),
@@ -353,7 +375,7 @@ DEFINITIONS: dict[str, Definition] = {
             unit="nats",
             scope="head",
             sites=(),
-            null=Null("uniform attention: ln(T!) / T", lambda s: nulls.uniform_entropy(s.context)),
+            null=Null("uniform attention: ln(T!) / T", lambda s: exchangeable(s, nulls.uniform_entropy(s.context))),
             direction="neutral",
             headlines=(Headline("entropy", (), "mean"),),
         ),

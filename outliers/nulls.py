@@ -6,13 +6,17 @@ independent Gaussian entries, and one layer: the maximum over several layers lie
 """
 
 import math
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, field
+from statistics import NormalDist, fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from errors import InputError
+from kernels.parts import Clipped, Elastic, Score, Sigmoid, SinkLogits, SinkSlots, Softmax, Softpick
+from models import GPTConfig
+from models.attention import AttentionShape, build
 
 EULER = 0.5772156649015329
 HALF_NORMAL_MEAN = math.sqrt(2 / math.pi)  # E|x|, x ~ N(0, 1)
@@ -25,14 +29,74 @@ class Setting:
     """The sizes that a closed form depends on.
 
     context: tokens a sequence, T. width: channels of the residual stream, C. sequences: of the probe batch.
-    mlp_width: input features of the MLP's down projection. slots: explicit sinks a head (0: none).
+    mlp_width: input features of the MLP's down projection. slots: explicit sinks a head (0: none), a learned logit
+    or a prefix token counted as one each. score: what the mechanism makes of logits; None where that is not known.
     """
 
     context: int
     width: int
-    sequences: int = 1
-    mlp_width: int = 0
+    sequences: int
+    mlp_width: int
     slots: int = 0
+    score: Score | None = field(default_factory=Softmax)
+
+
+@torch.no_grad()
+def setting(config: GPTConfig, attention: str | dict[str, Any], sequences: int) -> Setting:
+    """The setting of a network with this attention, whose slots and score are read off its `parts`.
+
+    Raises InputError for an attention that is unknown or cannot be imported.
+    """
+    shape = AttentionShape(config.width, config.heads, config.groups, config.head_dim, config.context)
+    mechanism = build(attention, shape)
+    slots, score = mechanism.prefix_tokens, None
+    if mechanism.measurable():
+        T, D = config.context, config.head_dim
+        q_BHTD, k_BGTD = (torch.zeros(1, heads, T, D) for heads in (config.heads, config.groups))
+        parts = mechanism.parts(q_BHTD, k_BGTD, torch.zeros(1, T, config.width))
+        score = parts.score
+        if isinstance(parts.sinks, SinkSlots):
+            slots += parts.sinks.keys.shape[1]
+        elif isinstance(parts.sinks, SinkLogits):
+            slots += 1
+    return Setting(config.context, config.width, sequences, config.hidden, slots, score)
+
+
+def even_weight(i: int, slots: int, score: Score) -> float:
+    """The weight of one of i visible keys where no key is preferred: all logits, the slots' too, are 0.
+
+    Softpick's is a mean: with logits symmetric about 0 half of the absolute mass is positive.
+    """
+    match score:
+        case Softmax():
+            return 1 / (slots + i)
+        case Sigmoid(bias):
+            return 1 / (1 + math.exp(-bias))
+        case Softpick():
+            return 1 / (2 * i)
+        case Clipped(gamma, zeta, per_row):
+            floor = gamma / i if per_row else gamma
+            return min(1.0, max(0.0, (zeta - floor) / i + floor))
+        case Elastic(offset):
+            return fmean(max(0.0, (1 + tau) / i) for tau in offset.tolist())
+
+
+def even_first(setting: Setting) -> float | None:
+    """Mean over queries i = 1..T of the first key's even weight; H_T / T for softmax. None for an unknown score."""
+    if setting.score is None:
+        return None
+    return fmean(even_weight(i, setting.slots, setting.score) for i in range(1, setting.context + 1))
+
+
+def even_received(setting: Setting) -> list[float] | None:
+    """Σ_{i>=k} of the even weight for each key k = 1..T: the mass that it receives. None for an unknown score."""
+    if setting.score is None:
+        return None
+    received, tail = [], 0.0
+    for i in range(setting.context, 0, -1):
+        tail += even_weight(i, setting.slots, setting.score)
+        received.append(tail)
+    return received[::-1]
 
 
 def harmonic_share(T: int) -> float:
@@ -48,15 +112,6 @@ def uniform_entropy(T: int) -> float:
 def uniform_slot_mass(T: int, slots: int) -> float:
     """Mean over queries i = 1..T of n / (n + i): the mass of n slots whose logits equal those of the real keys."""
     return sum(slots / (slots + i) for i in range(1, T + 1)) / T
-
-
-def uniform_received(T: int) -> list[float]:
-    """Σ_{i>=k} 1/i for each key k = 1..T: the mass that uniform causal attention sends to it."""
-    received, tail = [], 0.0
-    for i in range(T, 0, -1):
-        tail += 1 / i
-        received.append(tail)
-    return received[::-1]
 
 
 def half_normal_quantile(upper_tail: float) -> float:

@@ -5,12 +5,13 @@ paired differences gets a 95 % t interval. A comparison counts as a difference w
 comparisons assessed in the folder, is under 0.05. Before that, rules withhold a verdict that the data cannot carry.
 """
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from experiments.report.comparison import Comparison, Variant, differing_keys
-from experiments.report.measures import Measure, at, measures, nulls, strongest
+from experiments.report.comparison import EXTRA_PARAMETERS, Comparison, Variant
+from experiments.report.measures import Measure, at, measures, nulls, rounding, strongest
 from experiments.runs import Run
 from experiments.statistics import Interval, first_crossing, holm, interval
 
@@ -19,15 +20,12 @@ NO_DIFFERENCE = "no difference seen"
 NOT_ASSESSABLE = "not assessable"
 LEVEL = 0.05
 SEEDS_NEEDED = 3
-EXTRA_PARAMETERS = 0.005
-# Settings that change what is learned; elsewhere (loggers, cadences, device) the runs may differ.
-LEARNED_KEYS = ("model.", "data.", "trainer.max_steps", "trainer.precision", "trainer.gradient_clip",
-                "trainer.accumulate_grad_batches")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Null:
-    """The baseline against a measure's null: the pairs by seed, and whether it exceeds the null beyond noise."""
+    """The baseline against a measure's null: means over its finished seeds, and whether it exceeds the null beyond
+    noise, or why that cannot be said."""
 
     value: float | None
     parts: dict[str, float]
@@ -86,9 +84,10 @@ def assess(comparison: Comparison) -> Assessment:
 
 
 def null_of(baseline: Variant, measure: Measure) -> Null:
-    """Whether the baseline exceeds the measure's null in every seed and, from 3 seeds on, beyond seed noise.
+    """Whether the baseline exceeds the measure's null in every seed and beyond seed noise, over at least 3 seeds.
 
     The null of a seed is the hardest of: the value at initialisation, on random tokens (untrained), the closed form.
+    This is a condition for a verdict and no finding, so it is not corrected for the number of measures.
     """
     margins, values = [], []
     parts: dict[str, list[float]] = defaultdict(list)
@@ -107,25 +106,30 @@ def null_of(baseline: Variant, measure: Measure) -> Null:
     means = {name: fmean(part) for name, part in parts.items()}
     if min(margins) <= 0:
         return Null(null, means, False, f"{baseline.label} itself does not exceed the metric’s null in every seed")
-    if len(margins) >= SEEDS_NEEDED and interval(margins).low <= 0:
+    if len(margins) < SEEDS_NEEDED:
+        return Null(null, means, False, f"fewer than {SEEDS_NEEDED} seeds ({len(margins)} finished)")
+    least = rounding(next(iter(baseline.finished.values())), measure)
+    if interval(margins, least=least).low <= 0:
         return Null(null, means, False, f"{baseline.label} itself does not exceed the metric’s null beyond seed noise")
     return Null(null, means, True)
 
 
 def judge(comparison: Comparison, variant: Variant, measure: Measure, null: Null) -> Verdict:
     """One verdict before Holm's correction: an assessable one holds NO_DIFFERENCE until `settle`."""
-    baseline = comparison.baseline
-    pairs = {}
-    for seed in sorted(baseline.finished.keys() & variant.finished.keys()):
-        values = at(variant.finished[seed], measure), at(baseline.finished[seed], measure)
-        if None not in values:
-            pairs[seed] = values[0] - values[1]
-    difference = interval(list(pairs.values())) if pairs else None
+    baseline, unlike = comparison.baseline, comparison.unlike(variant)
+    pairs, least = [], 0.0
+    for seed in sorted(baseline.finished.keys() & variant.finished.keys()) if not unlike else ():
+        ours, theirs = at(variant.finished[seed], measure), at(baseline.finished[seed], measure)
+        if ours is not None and theirs is not None:
+            pairs.append(ours - theirs)
+            least = math.hypot(rounding(variant.finished[seed], measure), rounding(baseline.finished[seed], measure))
+    difference = interval(pairs, least=least) if pairs else None
     reason = (
-        _unlike(baseline, variant)
-        or _too_few(baseline, variant, measure, len(pairs))
+        unlike
+        or _too_few(baseline, variant, len(pairs))
         or (_parameters(comparison, variant) if measure.is_loss else "")
         or ("" if null.exceeded else null.reason)
+        or ("the same difference in every seed: no spread to test it against" if _bare(difference) else "")
     )
     return Verdict(measure, variant.label, NOT_ASSESSABLE if reason else NO_DIFFERENCE, reason, difference)
 
@@ -142,6 +146,8 @@ def settle(verdicts: list[Verdict]) -> list[Verdict]:
 
 def steps_to(comparison: Comparison, variant: Variant) -> StepsTo:
     """Steps at which the variant first reaches the same seed's final validation loss of the baseline."""
+    if unlike := comparison.unlike(variant):
+        return StepsTo({}, unlike)
     schedule = comparison.schedule()
     if schedule not in ("constant", "wsd"):
         named = f"the {schedule} schedule" if schedule else "an unknown schedule"
@@ -155,23 +161,17 @@ def steps_to(comparison: Comparison, variant: Variant) -> StepsTo:
     return StepsTo(by_seed, "" if by_seed else f"{comparison.baseline.label} has no finished run of the same seed")
 
 
-def _unlike(baseline: Variant, variant: Variant) -> str:
-    """Why two variants are not comparable at all: another corpus, another number of tokens, another setting."""
-    runs = [*baseline.finished.values(), *variant.finished.values()]
-    if len({run.corpus for run in runs if run.corpus}) > 1:
-        return "trained on different corpora"
-    if len({tokens for run in runs if (tokens := run.last("tokens")) is not None}) > 1:
-        return "trained on different numbers of tokens"
-    keys = [key for key in differing_keys(run.config for run in runs if run.config) if key.startswith(LEARNED_KEYS)]
-    return f"other settings differ too: {', '.join(keys)}" if keys else ""
+def _bare(difference: Interval | None) -> bool:
+    """Whether there are several pairs and still no noise to compare their difference with."""
+    return difference is not None and difference.n > 1 and math.isinf(difference.high)
 
 
-def _too_few(baseline: Variant, variant: Variant, measure: Measure, pairs: int) -> str:
+def _too_few(baseline: Variant, variant: Variant, pairs: int) -> str:
     if pairs >= SEEDS_NEEDED:
         return ""
     shared = baseline.runs.keys() & variant.runs.keys()
     unfinished = [
-        f"{owner.label} seed {seed} at step {run.status.step} of {run.status.max_steps}"
+        f"{owner.label} seed {seed} {run.status.state} at step {run.status.step:,} of {run.status.max_steps:,}"
         for owner in (baseline, variant)
         for seed, run in sorted(owner.runs.items())
         if seed in shared and not run.finished

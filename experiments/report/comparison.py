@@ -1,6 +1,6 @@
 """A comparison: the runs of one folder by variant and seed, the baseline, and what must be equal between them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs import Run, comparison_folder, find
-from training.run_directory import flatten
+from training.run_directory import FREE, flatten
 
 # Okabe and Ito's palette without its yellow, which is too pale on paper; safe for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -25,6 +25,12 @@ FREE_KEYS = (
     "stop_after",
     "config",
 )
+# Settings that a compared number depends on; elsewhere (loggers, cadences, devices) the runs may differ.
+LEARNED_KEYS = ("model.", "data.", "outliers.sequences", "trainer.max_steps", "trainer.precision",
+                "trainer.gradient_clip", "trainer.accumulate_grad_batches")  # fmt: skip
+# What may be changed to give two variants as many parameters, and how far apart they may then be.
+MATCHING_KEY = "model.network.mlp_width"
+EXTRA_PARAMETERS = 0.005
 
 
 @dataclass
@@ -92,6 +98,19 @@ class Comparison:
         """Configuration keys that should be equal and are not, with their values."""
         return differing_keys(run.config for run in self.runs if run.config)
 
+    def unlike(self, variant: Variant) -> str:
+        """Why the variant cannot be compared with the baseline: another corpus, number of tokens, or setting; or ""."""
+        runs = [*self.baseline.finished.values(), *variant.finished.values()]
+        if len({run.corpus for run in runs if run.corpus}) > 1:
+            return "trained on different corpora"
+        if len({tokens for run in runs if (tokens := run.last("tokens")) is not None}) > 1:
+            return "trained on different numbers of tokens"
+        keys = [key for key in differing_keys(run.config for run in runs if run.config) if key.startswith(LEARNED_KEYS)]
+        extra = self.extra_parameters(variant)
+        if keys == [MATCHING_KEY] and extra is not None and abs(extra[1]) <= EXTRA_PARAMETERS:
+            return ""
+        return f"other settings differ too: {', '.join(keys)}" if keys else ""
+
     def schedule(self) -> str:
         """The learning-rate schedule's name, empty where the configuration does not say."""
         return str(self.baseline_option("model.schedule.name") or "")
@@ -106,16 +125,26 @@ def load(folder: Path | str) -> list[Comparison]:
     groups: dict[Path, list[Run]] = defaultdict(list)
     for path in find(folder):
         groups[comparison_folder(path)].append(Run(path))
-    labels = _ordered({run.label for runs in groups.values() for run in runs})
+    named = {path: _by_label(runs) for path, runs in groups.items()}
+    labels = _ordered({label for by_label in named.values() for label in by_label})
     looks = {label: _look(i) for i, label in enumerate(labels)}
     comparisons = []
-    for path, runs in sorted(groups.items()):
-        by_label: dict[str, dict[int, Run]] = defaultdict(dict)
-        for run in runs:
-            by_label[run.label][-1 if run.seed is None else run.seed] = run
+    for path, by_label in sorted(named.items()):
         variants = [Variant(label, by_label[label], *looks[label]) for label in labels if label in by_label]
         comparisons.append(Comparison(path, variants))
     return comparisons
+
+
+def _by_label(runs: list[Run]) -> dict[str, dict[int, Run]]:
+    """Variant -> seed -> run. Where two runs share both, their folders' names tell the variants apart."""
+    count = Counter((run.label, run.seed) for run in runs)
+    twice = {label for (label, _), times in count.items() if times > 1}
+    found: dict[str, dict[int, Run]] = defaultdict(dict)
+    for run in runs:
+        folder = run.path.parent if run.path.name.startswith("seed=") else run.path
+        label = f"{run.label} ({folder.name})" if run.label in twice else run.label
+        found[label][-1 if run.seed is None else run.seed] = run
+    return found
 
 
 def differing_keys(configs: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -123,7 +152,7 @@ def differing_keys(configs: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
     flats = [flatten(config) for config in configs]
     found = {}
     for key in sorted({key for flat in flats for key in flat}):
-        if any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
+        if key.startswith(FREE) or any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
             continue
         values: list[Any] = []
         for flat in flats:
@@ -146,4 +175,4 @@ def _ordered(labels: set[str]) -> list[str]:
     from models.attention import names
 
     known = {name: i for i, name in enumerate(names())}
-    return sorted(labels, key=lambda label: (known.get(label.split(",")[0], len(known)), label))
+    return sorted(labels, key=lambda label: (known.get(label.split(" ")[0].split(",")[0], len(known)), label))

@@ -110,12 +110,13 @@ def _difference(comparison: Comparison) -> Picture | None:
         shared, ours, theirs = np.intersect1d(steps, base_steps, return_indices=True)
         return shared, values[ours] - base[theirs]
 
-    if not comparison.others:
+    alike = [variant for variant in comparison.others if not comparison.unlike(variant)]
+    if not alike:
         return None
     return _curve(
         comparison, "validation-loss-difference", f"Validation loss − {baseline.label}'s", "nats per token", difference,
         f"Paired by seed: the same tokens, order and initial values. Below 0 is better than {baseline.label}. {BAND}",
-        zoom=True, lines=[("", 0.0)], variants=comparison.others,
+        zoom=True, lines=[("", 0.0)], variants=alike,
     )  # fmt: skip
 
 

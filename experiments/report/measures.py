@@ -28,6 +28,7 @@ class Measure:
     detail: how the probe's rows become this number. of_weights: read off the weights, whatever the inputs.
     worse: +1 where a larger value is a stronger outlier or sink (or a worse loss), −1 where a smaller one is,
         0 where the measure only describes (explicit mass, gates): it gets no verdict.
+    closed_form, cases: as in the definition.
     """
 
     id: str
@@ -36,7 +37,8 @@ class Measure:
     worse: int
     detail: str = ""
     of_weights: bool = False
-    closed_form: Callable[[Setting], float] | None = None
+    closed_form: Callable[[Setting], float | None] | None = None
+    cases: str | None = None
 
     @property
     def is_loss(self) -> bool:
@@ -76,6 +78,16 @@ def nulls(run: Run, measure: Measure) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def rounding(run: Run, measure: Measure) -> float:
+    """Standard deviation of a share that is known to half a case on either side, 1 / (n √12) for n cases; 0 for a
+    measure that is no count, or where the number of cases is not recorded."""
+    setting = run.setting
+    if measure.cases is None or setting is None or run.network is None:
+        return 0.0
+    cases = run.network.layers * run.network.heads * setting.sequences
+    return 1 / (cases * (setting.context if measure.cases == "queries" else 1) * math.sqrt(12))
+
+
 def strongest(measure: Measure, found: dict[str, float]) -> float | None:
     """The null that is hardest to exceed: the largest where larger is worse, else the smallest."""
     if not found:
@@ -108,12 +120,10 @@ def _headline(name: str) -> Measure:
         detail=f"{headline.reduction} over {where}",
         of_weights=definition.scope == "weight",
         closed_form=definition.null.closed_form,
+        cases=definition.cases,
     )
 
 
 def _closed_form(run: Run, measure: Measure) -> float | None:
-    network, sequences = run.option("model.network"), run.option("outliers.sequences")
-    if measure.closed_form is None or not isinstance(network, dict) or not {"context", "width"} <= network.keys():
-        return None
-    setting = Setting(network["context"], network["width"], sequences or 1, network.get("mlp_width") or 0)
-    return measure.closed_form(setting)
+    setting = run.setting
+    return None if measure.closed_form is None or setting is None else measure.closed_form(setting)

@@ -67,8 +67,8 @@ def _exceeding(comparison: Comparison, assessment: Assessment) -> list[str]:
     if not titles or not comparison.others:
         return []
     return [
-        f"{comparison.baseline.label} itself exceeds the null in {len(titles)} of {len(judged)} outlier and sink "
-        f"measures, where a variant can be judged: {'; '.join(titles)}."
+        f"{comparison.baseline.label} itself exceeds the null, in every seed and by a 95 % interval, in {len(titles)} "
+        f"of {len(judged)} outlier and sink measures, and only there is a variant judged: {'; '.join(titles)}."
     ]
 
 

@@ -1,5 +1,7 @@
 """The verdicts: each rule with a case of its own."""
 
+import math
+
 import pytest
 from synthetic_runs import flat, write_run
 
@@ -7,6 +9,8 @@ from experiments.report.assess import DIFFERS, NO_DIFFERENCE, NOT_ASSESSABLE, as
 from experiments.report.comparison import load
 from experiments.report.measures import LOSS, at, measures, nulls
 from experiments.report.wording import findings, number, signed
+from experiments.runs import Run
+from outliers.nulls import gaussian_column_max
 
 NOISE = (0.000, 0.002, 0.001)
 GATED = "first_key_mass_gated"
@@ -145,12 +149,68 @@ def test_no_verdict_on_the_loss_where_parameters_are_unknown(tmp_path):
         ({"corpus": "dead"}, "different corpora"),
         ({"tokens_per_step": 2000}, "different numbers of tokens"),
         ({"config": {"model.optimizer": {"lr": 0.01}}}, "other settings differ too: model.optimizer.lr"),
+        ({"config": {"outliers": {"every": 50, "sequences": 8}}}, "other settings differ too: outliers.sequences"),
     ],
 )
 def test_unlike_runs_are_not_compared(tmp_path, other, reason):
     _, assessment = two_variants(tmp_path, offset=-0.4, other=other)
     assert {v.word for v in assessment.verdicts} == {NOT_ASSESSABLE}
-    assert all(reason in v.reason for v in assessment.verdicts)
+    assert all(reason in v.reason and v.difference is None for v in assessment.verdicts)
+    assert assessment.steps_to["sink_logit"].note == verdict_on(assessment, LOSS).reason
+
+
+def test_the_place_of_the_data_is_no_setting(tmp_path):
+    other = {"config": {"data": {"source": "stdlib", "folder": "/elsewhere", "workers": 2}}}
+    _, assessment = two_variants(tmp_path, offset=-0.4, other=other)
+    assert verdict_on(assessment, LOSS).word == DIFFERS
+
+
+def test_parameters_may_be_matched_by_the_width_of_the_mlp(tmp_path):
+    slots = {"name": "sink_key_value", "slots": 8}
+    network = {"layers": 2, "heads": 2, "width": 32, "context": 64}
+    matched = {"config": {"model.network": network | {"mlp_width": 120}}}  # 1,024 slot values against 8 channels of 65
+    comparison, assessment = two_variants(
+        tmp_path / "matched", offset=-0.4, attention=slots, config={"model.network": network | {"mlp_width": 128}},
+        other=matched,
+    )  # fmt: skip
+    (variant,) = comparison.others
+    assert 0 < abs(comparison.extra_parameters(variant)[1]) < 0.005
+    assert verdict_on(assessment, LOSS, variant.label).word == DIFFERS
+    matched["config"]["model.network"]["mlp_width"] = 64
+    comparison, assessment = two_variants(
+        tmp_path / "not", offset=-0.4, attention=slots, config={"model.network": network | {"mlp_width": 128}},
+        other=matched,
+    )  # fmt: skip
+    assert "model.network.mlp_width" in verdict_on(assessment, LOSS, variant.label).reason
+
+
+def test_a_share_that_is_full_in_every_seed_is_judged_by_its_resolution(tmp_path):
+    # 2 layers × 2 heads × 4 sequences: steps of 1/16. Every seed reads 1 against 0.
+    full = lambda metric, step: float(step > 0) if metric == "sink_rate@0.3" else flat(metric, step)  # noqa: E731
+    none = lambda metric, step: 0.0 if metric == "sink_rate@0.3" else flat(metric, step)  # noqa: E731
+    _, assessment = two_variants(tmp_path, number=full, other={"number": none})
+    rate = verdict_on(assessment, "sink_rate@0.3")
+    assert rate.word == DIFFERS
+    t = 1 / (math.sqrt(2 / 12) / 16 / math.sqrt(3))
+    assert rate.difference.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
+
+
+def test_equal_differences_without_a_resolution_are_not_judged(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path, "softmax", seed, number=number_of(1, seed))
+        lower = lambda metric, step, seed=seed: number_of(1, seed)(metric, step) - 0.05 * (metric == GATED)  # noqa: E731
+        write_run(tmp_path, "sink_logit", seed, number=lower)
+    sink = verdict_on(assess(load(tmp_path)[0]), GATED)
+    assert sink.difference.mean == pytest.approx(-0.05)
+    assert sink.word == NOT_ASSESSABLE
+    assert "no spread to test it against" in sink.reason
+
+
+def test_a_null_is_not_called_exceeded_on_two_seeds(tmp_path):
+    comparison, assessment = two_variants(tmp_path, seeds=(0, 1))
+    assert not any(null.exceeded for null in assessment.nulls.values())
+    assert assessment.nulls[GATED].reason == "fewer than 3 seeds (2 finished)"
+    assert not any("exceeds the null" in line for line in findings(comparison, assessment).shows)
 
 
 def test_an_unfinished_run_is_named(tmp_path):
@@ -159,7 +219,7 @@ def test_an_unfinished_run_is_named(tmp_path):
         unfinished = {"steps": 100, "state": "running"} if seed == 1 else {}
         write_run(tmp_path, "sink_logit", seed, **unfinished)
     assessment = assess(load(tmp_path)[0])
-    assert verdict_on(assessment, LOSS).reason == "unfinished: sink_logit seed 1 at step 100 of 200"
+    assert verdict_on(assessment, LOSS).reason == "unfinished: sink_logit seed 1 running at step 100 of 200"
 
 
 def test_what_a_variant_does_not_measure_is_not_judged(tmp_path):
@@ -175,6 +235,24 @@ def test_nulls_come_from_untrained_weights(tmp_path):
     assert nulls(run, measure) == pytest.approx({"initialisation": 0.1, "random tokens": 0.1, "closed form": harmonic})
     # Trained weights on random tokens are read apart: a sink that forms on any text is still a sink.
     assert at(run, measure, None, "random") == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("attention", "network", "key", "expected"),
+    [
+        ({"name": "sink_key_value", "slots": 8}, {}, "explicit_sink_mass", sum(8 / (8 + i) for i in range(1, 65)) / 64),
+        ({"name": "sink_key_value", "slots": 8}, {}, "first_key_mass", sum(1 / (8 + i) for i in range(1, 65)) / 64),
+        ({"name": "sigmoid"}, {}, "first_key_mass", 1 / 65),
+        ({"name": "softmax"}, {"mlp": "swiglu"}, "weight_column_down", gaussian_column_max(32, 128)),
+        ({"name": "softmax"}, {"mlp": "swiglu", "width": 96}, "weight_column_down", gaussian_column_max(96, 256)),
+        ({"name": "softmax"}, {"mlp_width": 80}, "weight_column_down", gaussian_column_max(32, 80)),
+    ],
+)
+def test_closed_forms_are_those_of_the_runs_own_network_and_attention(tmp_path, attention, network, key, expected):
+    network = {"layers": 2, "heads": 2, "width": 32, "context": 64} | network
+    run = Run(write_run(tmp_path, attention, 0, config={"model.network": network}))
+    measure = next(m for m in measures() if m.id == key)
+    assert nulls(run, measure)["closed form"] == pytest.approx(expected)
 
 
 def test_explicit_mass_is_moved_and_not_judged(tmp_path):

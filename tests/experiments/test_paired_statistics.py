@@ -63,8 +63,20 @@ def test_interval_of_one_value_says_nothing():
 
 def test_interval_without_spread():
     assert interval([0.0, 0.0, 0.0]).p == 1.0
+    assert (interval([0.0, 0.0]).low, interval([0.0, 0.0]).high) == (0.0, 0.0)
+    # The same difference in every seed: nothing says how large the noise is.
     found = interval([0.5, 0.5, 0.5])
-    assert (found.low, found.high, found.p) == (0.5, 0.5, 0.0)
+    assert (found.mean, found.low, found.high, found.p) == (0.5, -math.inf, math.inf, 1.0)
+
+
+def test_the_least_spread_of_a_counted_share():
+    # 16 of 16 against none, three times: the standard error is 0.1/√3, t = 10 √3 and p = 1 − t/√(2 + t²).
+    found = interval([-1.0, -1.0, -1.0], least=0.1)
+    t = 10 * math.sqrt(3)
+    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    assert found.high == pytest.approx(-1 + 4.30265 * 0.1 / math.sqrt(3), abs=1e-5)
+    # A larger spread stands for itself.
+    assert interval([1.0, 2.0, 3.0], least=0.1) == interval([1.0, 2.0, 3.0])
 
 
 def test_holm_worked_out_by_hand():

@@ -70,6 +70,24 @@ def test_runs_are_grouped_by_comparison(tmp_path):
     assert len({v.colour for v in text.variants}) == 2
 
 
+def test_two_runs_of_one_variant_and_seed_are_told_apart_by_their_folders(tmp_path):
+    for folder, rate in (("slow", 1e-4), ("fast", 1e-3)):
+        for seed in (0, 1):
+            write_run(tmp_path, "softmax", seed, label=folder, probes=False, config={"model.optimizer": {"lr": rate}})
+    (comparison,) = load(tmp_path)
+    assert [(v.label, sorted(v.runs)) for v in comparison.variants] == [
+        ("softmax (fast)", [0, 1]), ("softmax (slow)", [0, 1])
+    ]  # fmt: skip
+    assert comparison.unlike(comparison.others[0]) == "other settings differ too: model.optimizer.lr"
+
+
+def test_seeds_of_one_variant_may_lie_in_folders_of_any_name(tmp_path):
+    for seed, name in enumerate(("monday", "tuesday")):
+        write_run(tmp_path / "made", "softmax", seed, probes=False).rename(tmp_path / name)
+    (comparison,) = load(tmp_path)
+    assert [(v.label, sorted(v.runs)) for v in comparison.variants] == [("softmax", [0, 1])]
+
+
 def test_one_run_or_one_variant_may_be_asked_for(tmp_path):
     run = write_run(tmp_path, "softmax", 0, probes=False)
     assert find(run) == [run]

@@ -120,7 +120,7 @@ def test_the_constant_makes_a_small_tensor_read_low():
 )
 def test_gaussian_nulls(metric, tolerance):
     x_BTC = torch.randn(16, 256, 128, generator=torch.Generator().manual_seed(5))
-    null = DEFINITIONS[metric].null.closed_form(Setting(context=256, width=128, sequences=16))
+    null = DEFINITIONS[metric].null.closed_form(Setting(256, 128, 16, 512))
     assert measured(x_BTC, chunk=4)[metric] == pytest.approx(null, rel=tolerance)
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from errors import InputError
+from kernels.parts import Clipped, Elastic, Sigmoid, Softmax, Softpick
+from models import GPTConfig
 from outliers import nulls
 from outliers.definitions import DEFINITIONS
 from outliers.nulls import Setting
@@ -27,9 +29,49 @@ def test_uniform_attention_gives_its_closed_forms():
     assert nulls.harmonic_share(T) == pytest.approx(weights[:, 0].mean().item())
     entropy = -(weights * weights.clamp_min(1e-300).log()).sum(-1).mean().item()
     assert nulls.uniform_entropy(T) == pytest.approx(entropy)
-    assert nulls.uniform_received(T) == pytest.approx(weights.sum(0).tolist())
+    setting = Setting(T, 8, 1, 32)
+    assert nulls.even_first(setting) == pytest.approx(nulls.harmonic_share(T))
+    assert nulls.even_received(setting) == pytest.approx(weights.sum(0).tolist())
     seen = torch.arange(1, T + 1)
     assert nulls.uniform_slot_mass(T, slots) == pytest.approx((slots / (slots + seen)).mean().item())
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        (Softmax(), [1 / 3, 1 / 4, 1 / 5]),  # two slots beside 1, 2, 3 keys
+        (Sigmoid(-math.log(3)), [1 / 4, 1 / 4, 1 / 4]),
+        (Softpick(), [1 / 2, 1 / 4, 1 / 6]),
+        (Clipped(gamma=-0.4), [1.0, 0.3, 1.4 / 3 - 0.4]),
+        (Clipped(gamma=-1.5, zeta=1.2, per_row=True), [1.0, 1.95 / 2 - 0.75, 1.7 / 3 - 0.5]),
+        (Elastic(torch.tensor([-1.0, -0.5])), [0.25, 0.125, 0.25 / 3]),
+    ],
+)
+def test_the_weight_of_a_key_where_none_is_preferred(score, expected):
+    slots = 2 if isinstance(score, Softmax) else 0
+    assert [nulls.even_weight(i, slots, score) for i in (1, 2, 3)] == pytest.approx(expected)
+    assert nulls.even_first(Setting(3, 8, 1, 32, slots, score)) == pytest.approx(sum(expected) / 3)
+
+
+def test_no_closed_form_for_weights_that_cannot_be_known():
+    setting = Setting(64, 32, 4, 128, score=None)
+    for metric in ("first_key_mass", "first_key_mass_gated", "argmax_first", "outlier_keys", "entropy"):
+        assert DEFINITIONS[metric].null.closed_form(setting) is None, metric
+    assert DEFINITIONS["top1_to_median"].null.closed_form(setting) > 5
+
+
+def test_the_setting_is_read_off_the_network_and_its_attention():
+    llama = GPTConfig(vocab_size=61, context=32, width=96, heads=4, kv_heads=2, mlp="swiglu")
+    assert nulls.setting(llama, "softmax", 4) == Setting(32, 96, 4, 256, 0, Softmax())  # 8/3 · 96, not 4 · 96
+    slots = {
+        name: nulls.setting(llama, name, 4).slots
+        for name in ("softmax", "context_scaling", "sink_logit", "off_by_one", "sink_token", "sink_key")
+    }
+    assert slots == {**dict.fromkeys(("softmax", "context_scaling"), 0), **dict.fromkeys(list(slots)[2:], 1)}
+    assert nulls.setting(llama, {"name": "sink_key_value", "slots": 5}, 4).slots == 5
+    assert nulls.setting(llama, "sigmoid", 4).score == Sigmoid(-math.log(32))
+    with pytest.raises(InputError, match="no_such"):
+        nulls.setting(llama, "no_such", 4)
 
 
 @pytest.mark.parametrize("n", [1000, 32768])

@@ -116,6 +116,18 @@ def test_probe_files_hold_both_inputs_at_the_ends_and_the_autocast_residual(tmp_
     assert len(sentence["texts"]) == 16
 
 
+def test_the_probe_reads_the_trained_weights_without_dropout(tmp_path, text):
+    """One context serves the callback and `Probe` alike: evaluation mode, no gradient, eager execution."""
+    run = tiny_run(tmp_path / "run", text, steps=2, outliers=2, network={"dropout": 0.5}).fit()
+    table = parquet.read_table(tmp_path / "run/probes/step=000002.parquet")
+    data = run.data
+    tokens = {"probe": data.probe_tokens(2), "random": data.random_tokens(2)}
+    probe = outliers.Probe(run.module.gpt.train(), tokens["probe"], random_tokens_BT=tokens["random"])
+    for inputs in tokens:
+        written = table.filter(np.array(table["inputs"]) == inputs)
+        assert written["value"].to_pylist() == probe.measure(2, inputs)["value"].to_pylist()
+
+
 OWN = """
 import torch
 from models.attention import Mechanism

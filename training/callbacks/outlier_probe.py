@@ -2,13 +2,10 @@
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 import outliers
@@ -68,7 +65,8 @@ class OutlierProbe(StepCallback):
             "tokens": step * trainer.datamodule.tokens_per_step,
             "learning_rate": module.rate(max(step - 1, 0)),
         }
-        with module.stopwatch.pause() as pause, measuring(trainer, module):
+        # The probe itself sees to evaluation mode, no gradient and eager execution.
+        with module.stopwatch.pause() as pause, rng.preserved(), trainer.precision_plugin.val_step_context():
             table = self._probe.measure(step, inputs="probe", extra=extra)
             headlines = outliers.headlines(table)
             tables = [table]
@@ -104,18 +102,3 @@ def drop_after(probes: Path, step: int) -> None:
             path.unlink()
     for path in probes.glob(".*"):
         path.unlink()
-
-
-@contextmanager
-def measuring(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Eval mode, no gradient, training's autocast, eager execution, and random number generators left untouched."""
-    training = module.training
-    module.eval()
-    with (
-        rng.preserved(),
-        torch.no_grad(),
-        trainer.precision_plugin.val_step_context(),
-        torch.compiler.set_stance("force_eager"),
-    ):
-        yield
-    module.train(training)
