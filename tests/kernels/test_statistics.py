@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_attend import Largest
 from test_masks import documents
-from variants import COMBINATIONS, SIGMOID, VARIANTS, Case, Inputs, error, make
+from variants import COMBINATIONS, FAMILIES, SIGMOID, VARIANTS, Case, Inputs, error, make
 
 import kernels
-from kernels import ElementGate, Sigmoid, SinkLogits, SinkSlots
+from kernels import Clipped, Elastic, ElementGate, Parts, Sigmoid, SinkLogits, SinkSlots, Softmax, Softpick
 
 
 def dense_statistics(inputs: Inputs, prefix: int, first_key: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
@@ -23,7 +23,9 @@ def dense_statistics(inputs: Inputs, prefix: int, first_key: torch.Tensor | None
     i, j = torch.arange(T)[:, None], torch.arange(T)[None]
     first = torch.zeros(B, T, dtype=torch.long) if first_key is None else first_key.long()
     seen = (j <= i) & (j >= first[:, :, None])  # (B, T, T)
-    S = S.masked_fill(~seen[:, None], -torch.inf)
+    raw = S = S.masked_fill(~seen[:, None], -torch.inf)
+    if isinstance(parts.score, Softmax) and parts.score.softcap is not None:
+        S = (parts.score.softcap * torch.tanh(S / parts.score.softcap)).masked_fill(~seen[:, None], -torch.inf)
     explicit = torch.zeros(B, H, T, 0, dtype=torch.float64)
     if isinstance(parts.sinks, SinkLogits):
         s = parts.sinks.logits.detach().double()
@@ -32,12 +34,26 @@ def dense_statistics(inputs: Inputs, prefix: int, first_key: torch.Tensor | None
         explicit = torch.einsum("bhid,hrd->bhir", q, parts.sinks.keys.detach().double()) / math.sqrt(D)
     if isinstance(parts.score, Sigmoid):
         A, lse, sink = torch.sigmoid(S + parts.score.bias), None, explicit.sum(-1)
+    elif isinstance(parts.score, Softpick):
+        difference = torch.where(seen[:, None], torch.expm1(S), 0)
+        total = difference.abs().sum(-1, keepdim=True)
+        A, lse, sink = torch.where(total > 0, difference.relu() / total, 0), total[..., 0].log(), explicit.sum(-1)
+    elif isinstance(parts.score, Clipped | Elastic):
+        lse, visible = torch.logsumexp(S, -1), seen[:, None].sum(-1, keepdim=True).clamp_min(1).double()
+        A = torch.exp(S - lse.masked_fill(lse == -torch.inf, 0)[..., None])
+        if isinstance(parts.score, Elastic):
+            A = (A + parts.score.offset.detach().double()[:, None, None] / visible).relu()
+        else:
+            gamma = parts.score.gamma / visible if parts.score.per_row else parts.score.gamma
+            A = ((parts.score.zeta - gamma) * A + gamma).clamp(0, 1)
+        A, sink = torch.where(seen[:, None], A, 0), explicit.sum(-1)
     else:
         lse = torch.logsumexp(torch.cat([S, explicit], -1), -1)
         shift = lse.masked_fill(lse == -torch.inf, 0)[..., None]
         A, sink = torch.exp(S - shift), torch.exp(explicit - shift).sum(-1)
     sink = (sink + A[..., :prefix].sum(-1))[:, :, prefix:]
-    A, S = A[:, :, prefix:, prefix:], S[:, :, prefix:, prefix:]
+    A, raw = A[:, :, prefix:, prefix:], raw[:, :, prefix:, prefix:]
+    real = seen[:, None, prefix:, prefix:]
     total = A.sum(-1, keepdim=True)
     share = torch.where(total > 0, A / total, 0)
     gate = torch.ones(B, H, T, dtype=torch.float64)
@@ -47,11 +63,16 @@ def dense_statistics(inputs: Inputs, prefix: int, first_key: torch.Tensor | None
     gate = gate[:, :, prefix:]
     index = first[:, None, prefix:, None].expand(B, H, R, 1).clamp(max=R - 1)
     early = min(R, 64)
-    normal = share if isinstance(parts.score, Sigmoid) else A
+    normal = A if isinstance(parts.score, Softmax) else share
+    squares = A.square().sum(-1)
+    zeros = ((A == 0) & real).sum(-1) / real.sum(-1).clamp_min(1).double()
     return {
         "lse": None if lse is None else lse[:, :, prefix:],
-        "max_logit": S.amax(-1),
+        "max_logit": raw.amax(-1),
         "entropy": -torch.where(share > 0, share * share.log(), 0).sum(-1),
+        "support": torch.where(squares > 0, total[..., 0].square() / squares, 0),
+        "zeros": zeros,
+        "dead": (total[..., 0] == 0) & real.any(-1),
         "first_key": A.gather(-1, index)[..., 0],
         "sink_mass": sink,
         "received": A.sum(-2),
@@ -78,7 +99,7 @@ def compare(actual: kernels.AttentionStatistics, expected: dict[str, torch.Tenso
         assert error(value[finite], wanted[finite]) < tolerance, name
 
 
-@pytest.mark.parametrize("case", [*VARIANTS, *COMBINATIONS, *SIGMOID], ids=str)
+@pytest.mark.parametrize("case", [*VARIANTS, *COMBINATIONS, *SIGMOID, *FAMILIES], ids=str)
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_against_the_definition(case: Case, prefix: int) -> None:
     inputs = make(case, length=101)
@@ -87,7 +108,7 @@ def test_against_the_definition(case: Case, prefix: int) -> None:
         compare(statistics, dense_statistics(inputs, prefix, None), 1e-11)
 
 
-@pytest.mark.parametrize("case", [Case(), Case(sinks="key_value4", gate="row"), SIGMOID[1]], ids=str)
+@pytest.mark.parametrize("case", [Case(), Case(sinks="key_value4", gate="row"), SIGMOID[1], *FAMILIES], ids=str)
 def test_with_a_first_key(case: Case) -> None:
     inputs = make(case, length=90)
     first = documents(90)
@@ -108,6 +129,46 @@ def test_rows_without_a_key(sinks: str) -> None:
     assert (statistics.max_logit[:, :, empty] == -torch.inf).all()
     assert not any(getattr(statistics, name).isnan().any() for name in ("lse", "received", "received64", "sink_mass"))
     torch.testing.assert_close(statistics.sink_mass[:, :, empty], torch.full((2, 4, 14), float(sinks != "")).double())
+
+
+@pytest.mark.parametrize("score", ["", "sigmoid", "softcap", "softpick", "clipped", "clipped_row", "elastic"])
+def test_rows_without_a_key_are_not_dead(score: str) -> None:
+    inputs = make(Case(score=score), length=40)
+    position = torch.arange(40)
+    first = (position + (position % 3 == 0)).expand(2, -1)
+    statistics = kernels.statistics(inputs.q, inputs.k, inputs.parts, first_key_BT=first, block=16)
+    compare(statistics, dense_statistics(inputs, 0, first), 1e-11)
+    empty = slice(None, None, 3)
+    for name in ("zeros", "dead", "support", "entropy", "first_key", "argmax_first"):
+        assert not getattr(statistics, name)[:, :, empty].any(), name
+
+
+@pytest.mark.parametrize("first_key", [False, True])
+def test_dead_rows(first_key: bool) -> None:
+    """2 p − 1 > 0 needs more than half of a row's mass on one key: at uniform scores a row of one key only."""
+    inputs = make(Case(), length=40)
+    q = torch.zeros_like(inputs.q)
+    first = documents(40) if first_key else None
+    statistics = kernels.statistics(q, inputs.k, Parts(Clipped(-1.0)), first_key_BT=first, block=16)
+    alone = (torch.arange(40) == first) if first_key else (torch.arange(40) == 0).expand(2, -1)
+    assert torch.equal(statistics.dead, ~alone[:, None].expand(2, 4, 40))
+    assert torch.equal(statistics.zeros, statistics.dead.double())
+    assert torch.equal(statistics.support, 1 - statistics.zeros)
+    assert not statistics.entropy.any()
+    assert torch.equal(statistics.argmax_first, ~statistics.dead)
+    assert (statistics.received64.sum(-1) == alone.sum(-1)[:, None]).all()
+    assert torch.isfinite(statistics.lse).all()
+
+
+def test_support_counts_keys_of_equal_weight() -> None:
+    """Uniform rows: as many as are visible, sinks or not; softmax weights are never counted as 0."""
+    inputs = make(Case(), length=70)
+    q = torch.zeros_like(inputs.q)
+    for sinks in (None, SinkLogits(torch.full((4,), 3.0)), SinkLogits(torch.full((4,), 500.0))):
+        statistics = kernels.statistics(q, inputs.k, Parts(sinks=sinks), block=32)
+        torch.testing.assert_close(statistics.support, torch.arange(1.0, 71.0).double().expand(2, 4, 70))
+        assert not statistics.zeros.any()
+        assert not statistics.dead.any()
 
 
 def test_lengths_of_one_and_under_the_early_window() -> None:
@@ -144,8 +205,9 @@ def test_the_lse_is_the_one_of_attend() -> None:
     assert error(kernels.statistics(inputs.q, inputs.k, inputs.parts).lse, L) < 1e-13
 
 
-def test_memory_grows_with_the_block_only() -> None:
-    inputs = make(Case(sinks="logit", gate="row"), batch=1, heads=2, length=1024, head_dim=4, dtype=torch.float32)
+@pytest.mark.parametrize("case", [Case(sinks="logit", gate="row"), *FAMILIES], ids=str)
+def test_memory_grows_with_the_block_only(case: Case) -> None:
+    inputs = make(case, batch=1, heads=2, length=1024, head_dim=4, dtype=torch.float32)
     with Largest() as mode:
         kernels.statistics(inputs.q, inputs.k, inputs.parts, block=32)
     assert mode.elements <= 2 * 1024 * (32 + 4)
