@@ -5,10 +5,11 @@ Nothing here writes, and nothing fails because a run has only just begun: what i
 
 import csv
 import json
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from models import GPTConfig
     from outliers.nulls import Setting
 
+Content = TypeVar("Content")
 MARKS = ("config.yaml", "status.json", "metrics.csv")
 SKIPPED_FOLDERS = {"checkpoints", "probes", "figures", "wandb", "lightning_logs", "data", "corpora"}
 
@@ -166,20 +168,23 @@ class Run:
 
     @cached_property
     def probes(self) -> pa.Table | None:
-        """All probes' rows in one table (columns in `outliers`), by step; None where there is no probe."""
+        """All probes' rows in one table (columns in `outliers`), by step; None where there is no probe.
+
+        Raises InputError where a file is damaged.
+        """
         files = sorted((self.path / "probes").glob("step=*.parquet"))
         if not files:
             return None
-        return pa.concat_tables([pq.read_table(file) for file in files], promote_options="permissive")
+        return pa.concat_tables([_read(pq.read_table, file) for file in files], promote_options="permissive")
 
     @cached_property
     def sentence(self) -> dict[str, np.ndarray] | None:
-        """probes/sentence.npz: one sentence's magnitudes by layer, token and channel; None where it is missing."""
+        """probes/sentence.npz: one sentence's magnitudes by layer, token and channel; None where it is missing.
+
+        Raises InputError where the file is damaged.
+        """
         path = self.path / "probes" / "sentence.npz"
-        if not path.is_file():
-            return None
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        return _read(_arrays, path) if path.is_file() else None
 
 
 def find(folder: Path | str) -> list[Path]:
@@ -216,6 +221,18 @@ def _walk(folder: Path) -> Iterator[Path]:
     for child in sorted(folder.iterdir()):
         if child.is_dir() and not child.is_symlink() and child.name not in SKIPPED_FOLDERS and child.name[0] != ".":
             yield from _walk(child)
+
+
+def _read(reader: Callable[[Path], Content], path: Path) -> Content:
+    try:
+        return reader(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:  # pyarrow's errors are ValueErrors or OSErrors
+        raise InputError(f"{path} cannot be read ({error}); remove it to report without it") from None
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _json(path: Path) -> dict[str, Any]:

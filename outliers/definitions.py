@@ -299,7 +299,7 @@ DEFINITIONS: dict[str, Definition] = {
             formula="α_k = Σ_{i≥k} A_ik / (T − k + 1), k from 1, over the first T = 64 queries (all, if shorter); "
             "share of sequences with α_1 > 0.3. Rows are not renormalised for explicit sinks; sigmoid's rows are",
             source="2410.10781, section 3",
-            unit="share of (layer, head, sequence)",
+            unit="share of sequences",
             scope="head",
             sites=(),
             null=Null(
@@ -316,7 +316,7 @@ DEFINITIONS: dict[str, Definition] = {
             formula="as sink_rate@0.3, share of sequences with α_k > 0.3 for some key k that has at least 16 later "
             "queries within the 64 (else a head that looks at itself scores 1); absent below 17 tokens",
             source="2410.10781, section 3, with this project's limit on k",
-            unit="share of (layer, head, sequence)",
+            unit="share of sequences",
             scope="head",
             sites=(),
             null=Null(
@@ -393,7 +393,7 @@ DEFINITIONS: dict[str, Definition] = {
         ),
         Definition(
             id="value_drain",
-            title="Value norm of the first key",
+            title="Value norm, first key over the others",
             formula="mean over sequences of ‖v_0‖ / mean over sequences and j > 0 of ‖v_j‖; near 0: a drained sink. "
             "With grouped heads a group's value counts for each of its heads",
             source="2410.13835",
@@ -406,7 +406,7 @@ DEFINITIONS: dict[str, Definition] = {
         ),
         Definition(
             id="weight_column_max_to_mean",
-            title="Weight columns",
+            title="Largest weight of a column over its mean",
             formula="max|W_·j| / (mean|W_·j| + 1e-8) of each column (input feature) j; maximum and median over columns",
             source="2502.06415, its code",
             unit="ratio",
@@ -421,7 +421,7 @@ DEFINITIONS: dict[str, Definition] = {
         ),
         Definition(
             id="weight_row_max_to_mean",
-            title="Weight rows",
+            title="Largest weight of a row over its mean",
             formula="the same of each row (output feature). Their figure over modules shows the larger of both",
             source="2502.06415, its code",
             unit="ratio",

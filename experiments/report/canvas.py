@@ -43,12 +43,15 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished figure. `name` is its file's stem, `wide` means that it needs the whole width of the page."""
+    """A finished figure. `name` is its file's stem, `wide` means that it needs the whole width of the page.
+
+    png: None where there is nothing to draw and the caption says all.
+    """
 
     name: str
     title: str
     caption: str
-    png: bytes
+    png: bytes | None
     wide: bool = False
     minor: bool = False
 

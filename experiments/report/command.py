@@ -35,7 +35,7 @@ def build(folder: Path | str) -> Path:
     for index, comparison in enumerate(comparisons):
         pictures = [*curves(comparison), *maps(comparison)]
         prefix = f"{_file_name(comparison.name)}-" if len(comparisons) > 1 else ""
-        for picture in pictures:
+        for picture in (picture for picture in pictures if picture.png):
             (drawings / f"{prefix}{_file_name(picture.name)}.png").write_bytes(picture.png)
         sections.append(html.section(index, comparison, assess(comparison), pictures))
         names.append(comparison.name)

@@ -13,7 +13,6 @@ from experiments.runs import Run
 
 Series = Callable[[Run], tuple[np.ndarray, np.ndarray]]
 WIDTH, HEIGHT = 5.0, 3.6
-BAND = "Line: mean over seeds; band: smallest to largest seed."
 
 
 def curves(comparison: Comparison) -> list[Picture]:
@@ -21,12 +20,12 @@ def curves(comparison: Comparison) -> list[Picture]:
     pictures = [
         _curve(
             comparison, "training-loss", "Training loss", "nats per token",
-            lambda run: _smooth(*run.series("train/loss")), f"{BAND} Running mean over 1/40 of the steps logged.",
+            lambda run: _smooth(*run.series("train/loss")), "Running mean over 1/40 of the steps logged.",
             zoom=True,
         ),
         _curve(
             comparison, "validation-loss", "Validation loss", "nats per token", lambda run: run.series(LOSS),
-            f"{BAND} The validation set is fixed.", zoom=True,
+            "The validation set is fixed.", zoom=True,
         ),
         _difference(comparison),
         *(_headline(comparison, measure) for measure in measures() if not measure.is_loss),
@@ -84,7 +83,7 @@ def _curve(
         if zoom:
             _zoom(axes, [(steps, values) for _, steps, values in drawn])
         axes.set_xlabel("optimizer step")
-        axes.set_ylabel(unit or "no unit")
+        axes.set_ylabel(unit)
         axes.set_title(title, loc="left", pad=7)
         axes.margins(x=0.02)
     return Picture(name, title, caption, render(figure))
@@ -115,7 +114,7 @@ def _difference(comparison: Comparison) -> Picture | None:
         return None
     return _curve(
         comparison, "validation-loss-difference", f"Validation loss − {baseline.label}'s", "nats per token", difference,
-        f"Paired by seed: the same tokens, order and initial values. Below 0 is better than {baseline.label}. {BAND}",
+        f"Paired by seed: the same tokens, order and initial values. Below 0 is better than {baseline.label}.",
         zoom=True, lines=[("", 0.0)], variants=alike,
     )  # fmt: skip
 
@@ -129,17 +128,7 @@ def _headline(comparison: Comparison, measure: Measure) -> Picture | None:
     hardest = [strongest(measure, nulls(run, measure)) for run in comparison.baseline.runs.values()]
     known = [value for value in hardest if value is not None]
     lines = [("null", sum(known) / len(known))] if known and measure.worse else []
-    caption = f"{BAND} {'Dashed: ' + comparison.baseline.label + chr(8217) + 's null.' if lines else ''}"
-    return _curve(
-        comparison,
-        f"curve-{measure.id}",
-        measure.title,
-        measure.unit,
-        series,
-        caption.strip(),
-        lines=lines,
-        markers=True,
-    )
+    return _curve(comparison, f"curve-{measure.id}", measure.title, measure.unit, series, "", lines=lines, markers=True)
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,12 @@ from experiments.report.canvas import RESOLUTION, Picture
 from experiments.report.comparison import Comparison
 from experiments.report.wording import findings
 
+BAND = "Line: mean over seeds; band: smallest to largest seed."
+MAPS = (
+    "Means over seeds. Each line of a panel is a layer, 0 below; by step, each column is a probe. One colour scale for "
+    "all variants of a row, its ends at the right."
+)
+
 
 def page(title: str, sections: list[str], names: list[str]) -> str:
     """The whole document. `names` are the sections' headings, for the list of contents."""
@@ -29,19 +35,23 @@ def page(title: str, sections: list[str], names: list[str]) -> str:
 def section(index: int, comparison: Comparison, assessment: Assessment, pictures: list[Picture]) -> str:
     """One comparison: its setting, what it shows, the table, the figures and the run details."""
     found = findings(comparison, assessment)
-    major = "".join(_figure(picture) for picture in pictures if not picture.minor)
+    curves = "".join(_figure(picture) for picture in pictures if not picture.wide)
+    maps = "".join(_figure(picture) for picture in pictures if picture.wide and not picture.minor)
     minor = "".join(_figure(picture) for picture in pictures if picture.minor)
-    more = (
-        f'<details><summary>More maps by layer and step</summary><div class="figures">{minor}</div></details>'
-        if minor
-        else ""
-    )
+    drawn = f"<h3>Curves</h3>\n<p class=soft>{BAND} Dashed: {escape(comparison.baseline.label)}’s null.</p>"
+    drawn += f'<div class="figures">{curves}</div>\n' if curves else "<p>Nothing has been logged yet.</p>\n"
+    if maps:
+        drawn += f'<h3>Maps</h3>\n<p class="soft">{MAPS}</p><div class="figures">{maps}</div>\n'
+    if minor:
+        drawn += (
+            f'<details><summary>More maps by layer and step</summary><div class="figures">{minor}</div></details>\n'
+        )
     equal = "No measure came out undecided." if assessment.made else "Nothing could be assessed."
     blocks = "".join(
         f'<div class="{kind}"><h3>{heading}</h3>{_list(sentences, nothing)}</div>'
         for kind, heading, sentences, nothing in (
             ("shows", "What this comparison shows", found.shows, "No difference beyond seed noise was established."),
-            ("shows-not", "What it does not show", found.shows_not, equal),
+            ("shows-not", "Where no difference was seen", found.shows_not, equal),
             ("cannot", "What it cannot say", found.cannot, "Nothing."),
         )
     )
@@ -51,7 +61,7 @@ def section(index: int, comparison: Comparison, assessment: Assessment, pictures
         f'<p class="soft">{escape(setting(comparison))}</p>\n<div class="findings">{blocks}</div>\n'
         f'<p class="soft">{note}</p>'
         f"<h3>Measures by variant</h3>\n{tables.results(comparison, assessment)}\n"
-        f'<h3>Figures</h3>\n<div class="figures">{major}</div>\n{more}\n'
+        f"{drawn}"
         f"<details><summary>Nulls</summary>{tables.nulls(comparison, assessment)}</details>\n"
         f"<details><summary>Run details</summary>{tables.runs(comparison)}</details>\n</section>\n"
     )
@@ -86,11 +96,18 @@ def _list(sentences: list[str], nothing: str) -> str:
 
 
 def _figure(picture: Picture) -> str:
+    caption = f"<figcaption><b>{escape(picture.title)}.</b> {escape(picture.caption)}</figcaption>"
+    kind = "wide" if picture.wide else ""
+    if picture.png is None:
+        return f'<figure class="{kind}">{caption}</figure>\n'
     data = base64.b64encode(picture.png).decode("ascii")
     # Bytes 16 to 24 of a PNG are its width and height; the CSS width keeps wide figures legible on a phone.
     width = int.from_bytes(picture.png[16:20], "big") * 96 // RESOLUTION
+    # A curve carries its title itself.
+    shown = (
+        caption if picture.wide else f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
+    )
     return (
-        f'<figure class="{"wide" if picture.wide else ""}" style="--natural:{width}px"><div class="plate">'
-        f'<img alt="{escape(picture.title)}" loading="lazy" src="data:image/png;base64,{data}"></div>'
-        f"<figcaption><b>{escape(picture.title)}.</b> {escape(picture.caption)}</figcaption></figure>\n"
+        f'<figure class="{kind}" style="--natural:{width}px"><div class="plate">'
+        f'<img alt="{escape(picture.title)}" loading="lazy" src="data:image/png;base64,{data}"></div>{shown}</figure>\n'
     )

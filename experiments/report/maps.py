@@ -1,17 +1,18 @@
-"""Maps: outlier metrics by layer and step, attention to the first key by layer and head, one sentence in 3-D."""
+"""Maps: outlier metrics by layer and step, and attention to the first key by layer and head."""
 
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 
-import matplotlib as mpl
 import numpy as np
-import pyarrow.compute as pc
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import LogNorm, Normalize, to_rgb
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from experiments.report.canvas import STYLE, Picture, canvas, render, wrapped
+from experiments.report.canvas import Picture, canvas, render, wrapped
 from experiments.report.comparison import Comparison, Variant
+from experiments.report.sentence import sentence
+from experiments.report.wording import number
 from experiments.runs import Run
 from outliers.definitions import DEFINITIONS, Definition
 
@@ -31,33 +32,46 @@ def maps(comparison: Comparison) -> list[Picture]:
     return [picture for picture in (head_maps(comparison), sentence(comparison), *layered) if picture is not None]
 
 
+@lru_cache(maxsize=512)
+def _rows(run: Run) -> dict[tuple[str, str], np.ndarray]:
+    """(metric, site) -> (n, 4) float64: step, layer, head and value of every row on the probe's text, without medians.
+
+    Read once a run: a filter of the whole table for each of a hundred pictures would take longer than drawing them.
+    """
+    found: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
+    columns = ("inputs", "statistic", "metric", "site", "step", "layer", "head", "value")
+    table = run.probes
+    for inputs, statistic, metric, site, *numbers in (
+        zip(*(table[name].to_pylist() for name in columns), strict=True) if table is not None else ()
+    ):
+        if inputs == "probe" and statistic in ("value", "max"):
+            found[metric, site].append(tuple(numbers))
+    return {key: np.array(rows, dtype=np.float64) for key, rows in found.items()}
+
+
 def layer_grid(run: Run, metric: str, site: str) -> Grid | None:
     """(steps, values (layer, step)) of one metric at one site on the probe's text; None where it was not measured."""
-    if run.probes is None:
+    rows = _rows(run).get((metric, site), np.empty((0, 4)))
+    rows = rows[(rows[:, 1] >= 0) & (rows[:, 2] < 0)]
+    if not len(rows):
         return None
-    rows = run.probes.filter(
-        (pc.field("inputs") == "probe") & (pc.field("metric") == metric) & (pc.field("site") == site)
-        & pc.field("statistic").isin(["value", "max"])
-        & (pc.field("layer") >= 0) & (pc.field("head") < 0)
-    )  # fmt: skip
-    if not rows.num_rows:
-        return None
-    steps, columns = np.unique(rows["step"].to_numpy(), return_inverse=True)
-    grid = np.full((int(pc.max(rows["layer"]).as_py()) + 1, len(steps)), np.nan)
-    grid[rows["layer"].to_numpy(), columns] = rows["value"].to_numpy()
+    steps, columns = np.unique(rows[:, 0].astype(int), return_inverse=True)
+    layers = rows[:, 1].astype(int)
+    grid = np.full((layers.max() + 1, len(steps)), np.nan)
+    grid[layers, columns] = rows[:, 3]
     return steps, grid
 
 
 def head_grid(run: Run, metric: str) -> np.ndarray | None:
     """(layer, head) of a metric at the run's last probe on the probe's text; None where it was not measured."""
-    if run.probes is None:
+    rows = _rows(run).get((metric, ""), np.empty((0, 4)))
+    rows = rows[rows[:, 2] >= 0]
+    if not len(rows):
         return None
-    rows = run.probes.filter((pc.field("inputs") == "probe") & (pc.field("metric") == metric) & (pc.field("head") >= 0))
-    if not rows.num_rows:
-        return None
-    rows = rows.filter(pc.field("step") == pc.max(rows["step"]))
-    grid = np.full((int(pc.max(rows["layer"]).as_py()) + 1, int(pc.max(rows["head"]).as_py()) + 1), np.nan)
-    grid[rows["layer"].to_numpy(), rows["head"].to_numpy()] = rows["value"].to_numpy()
+    rows = rows[rows[:, 0] == rows[:, 0].max()]
+    layers, heads = rows[:, 1].astype(int), rows[:, 2].astype(int)
+    grid = np.full((layers.max() + 1, heads.max() + 1), np.nan)
+    grid[layers, heads] = rows[:, 3]
     return grid
 
 
@@ -72,12 +86,18 @@ def layer_maps(comparison: Comparison, definition: Definition) -> Picture | None
             rows.append(Row(site.replace("_", " "), blocks, norm))
     if not rows:
         return None
+    settings = [run.setting for run in comparison.baseline.runs.values() if run.setting is not None]
+    closed = definition.null.closed_form(settings[0]) if definition.null.closed_form and settings else None
+    told = [] if definition.unit == "1" else [f"Unit: {definition.unit}."]
+    told += [] if closed is None else [f"Closed-form null: {number(closed)}."]
+    values = np.unique(np.concatenate([block.grid.ravel() for row in rows for block in row.blocks.values()]))
+    if len(values) == 1:
+        told.append(f"It is {number(float(values[0]))} everywhere: at every site, layer and step, in every variant.")
     return Picture(
         f"layers-{definition.id}",
-        f"{definition.title} by layer and step",
-        f"Unit: {definition.unit}. Mean over seeds. Each column of a panel is a probe, each line a layer (0 below). "
-        "One colour scale for all variants of a row, its ends at the right.",
-        render(_draw(comparison, rows, "step")),
+        f"{definition.title}, by layer and step",
+        " ".join(told),
+        render(_draw(comparison, rows, "step")) if len(values) > 1 else None,
         wide=True,
         minor=not definition.headline,
     )
@@ -100,91 +120,10 @@ def head_maps(comparison: Comparison) -> Picture | None:
     return Picture(
         "first-key",
         "Attention to the first key, by layer and head",
-        "Share of attention at the last probe, mean over seeds; each line of a panel is a layer (0 below). Mass in an "
-        "explicit sink has been moved to a slot, not removed.",
+        "Share of attention at the last probe. Mass in an explicit sink has been moved to a slot, not removed.",
         render(_draw(comparison, rows, "head", values=True)),
         wide=True,
     )
-
-
-def sentence(comparison: Comparison) -> Picture | None:
-    """|h| of one sentence over tokens and channels in one layer, a panel a variant, the same height scale."""
-    seed, arrays = _sentences(comparison)
-    if not arrays:
-        return None
-    baseline = next(iter(arrays.values()))
-    layer = int(np.argmax(baseline["block_output"].max(axis=(1, 2))))
-    top = max(float(a["block_output"][min(layer, len(a["block_output"]) - 1)].max()) for a in arrays.values())
-    shown = [variant for variant in comparison.variants if variant.label in arrays]
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
-    wide, tall, title = 3.6, 3.2, 0.5
-    figure = canvas(wide * columns, (tall + title) * lines)
-    with mpl.rc_context(STYLE):
-        for i, variant in enumerate(shown):
-            magnitudes = arrays[variant.label]["block_output"]
-            row, column = divmod(i, columns)
-            # A 3-D axes keeps wide margins inside its box: a box larger than its cell uses the cell.
-            box = (column * wide - 0.1, (lines - 1 - row) * (tall + title) - 0.1, wide - 0.05, tall + 0.3)
-            axes = figure.add_axes(_share(figure, box), projection="3d")
-            _spikes(axes, magnitudes[min(layer, len(magnitudes) - 1)], variant.colour, top)
-            left, above = (column + 0.5) * wide / figure.get_figwidth(), 1 - row / lines
-            named = wrapped(variant.label, 34).replace("\n", "")
-            figure.text(left, above - 0.06 / lines, named, fontsize=9.5, color=variant.colour, ha="center", va="top")
-            largest = _largest(magnitudes[min(layer, len(magnitudes) - 1)], arrays[variant.label])
-            figure.text(left, above - 0.13 / lines, largest, fontsize=7.5, ha="center", va="top")
-    return Picture(
-        "sentence", f"One sentence: magnitudes of the block output, layer {layer}",
-        f"|h| over tokens and channels after training, seed {seed}; the layer in which {comparison.baseline.label}'s "
-        "largest value stands; the same height scale for all. After figure 1 of 2502.06415.",
-        render(figure), wide=len(shown) > 1,
-    )  # fmt: skip
-
-
-def _sentences(comparison: Comparison) -> tuple[int | None, dict[str, dict[str, np.ndarray]]]:
-    """The first seed in which the most variants kept their sentence, and the arrays by variant."""
-    best: tuple[int | None, dict[str, dict[str, np.ndarray]]] = (None, {})
-    for seed in comparison.seeds:
-        arrays = {
-            v.label: v.runs[seed].sentence for v in comparison.variants if seed in v.runs and v.runs[seed].sentence
-        }
-        if len(arrays) > len(best[1]):
-            best = (seed, arrays)  # type: ignore[assignment]
-    return best
-
-
-def _share(figure: Figure, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    wide, tall = figure.get_size_inches()
-    return box[0] / wide, box[1] / tall, box[2] / wide, box[3] / tall
-
-
-def _spikes(axes: Axes, magnitudes: np.ndarray, colour: str, top: float) -> None:
-    tokens, channels = magnitudes.shape
-    # A sheet a token: those in front hide those behind, as lines alone would not.
-    sheets = [[(0, 0), *enumerate(line), (channels - 1, 0)] for line in magnitudes]
-    paint = PolyCollection(sheets, facecolors=_pale(colour), edgecolors=colour, linewidths=0.4)
-    axes.add_collection3d(paint, zs=np.arange(tokens), zdir="y")
-    axes.set(xlim=(0, channels - 1), ylim=(0, max(1, tokens - 1)))
-    axes.set_zlim(0, top * 1.02)
-    axes.set_xlabel("channel", labelpad=-4)
-    axes.set_ylabel("token", labelpad=-4)
-    axes.set_zlabel("|h|", labelpad=-7)
-    axes.tick_params(pad=-2, labelsize=7)
-    axes.view_init(elev=22, azim=-58)
-    axes.set_box_aspect((1, 1, 0.72), zoom=0.9)
-
-
-def _pale(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (1 - 0.22 * (1 - part) for part in to_rgb(colour))
-    return red, green, blue
-
-
-def _largest(magnitudes: np.ndarray, arrays: dict[str, np.ndarray]) -> str:
-    """Where the largest value stands, with its token's text."""
-    token, channel = np.unravel_index(int(magnitudes.argmax()), magnitudes.shape)
-    texts = arrays.get("texts")
-    name = f" {str(texts[token])!r}" if texts is not None and len(texts) > token else ""
-    return f"largest {magnitudes[token, channel]:.3g}: token {token}{name}, channel {channel}"
 
 
 def _mean_grid(variant: Variant, metric: str, site: str) -> Grid | None:

@@ -108,8 +108,12 @@ def headlines(run: Run, inputs: str) -> dict[int, dict[str, float]]:
 
 def _headline(name: str) -> Measure:
     definition, headline = find_headline(name)
-    sites = [site.replace("_", " ") for site in headline.sites]
-    where = "heads and layers" if not sites else ", ".join(sites) if len(sites) < 3 else f"{len(sites)} sites"
+    if not headline.sites:
+        detail = f"{headline.reduction} over heads and layers"
+    elif len(headline.sites) == 1:
+        detail = f"{headline.sites[0].replace('_', ' ')}, {headline.reduction} over layers"
+    else:
+        detail = f"{len(headline.sites)} sites, {headline.reduction} over sites and layers"
     first = headline is definition.headlines[0]
     return Measure(
         id=name,
@@ -117,7 +121,7 @@ def _headline(name: str) -> Measure:
         unit="" if definition.unit == "1" else definition.unit,
         # One verdict a definition: its other reductions are the same rows once more.
         worse=WORSE[definition.direction] if first else 0,
-        detail=f"{headline.reduction} over {where}",
+        detail=detail,
         of_weights=definition.scope == "weight",
         closed_form=definition.null.closed_form,
         cases=definition.cases,

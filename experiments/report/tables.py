@@ -1,11 +1,16 @@
 """The report's tables: measures by variant, nulls, runs, definitions. All return HTML with every text escaped."""
 
+import math
+from collections.abc import Callable
 from html import escape
+from statistics import fmean, stdev
 
 from experiments.report.assess import DIFFERS, NO_DIFFERENCE, Assessment, values
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.measures import CLOSED_FORM, INITIALISATION, RANDOM_TOKENS, Measure, at, measures
+from experiments.report.measures import nulls as nulls_of
 from experiments.report.wording import number, signed
+from experiments.runs import Run
 from outliers.definitions import DEFINITIONS
 
 TAGS = {DIFFERS: "yes", NO_DIFFERENCE: "no"}
@@ -40,8 +45,9 @@ def results(comparison: Comparison, assessment: Assessment) -> str:
     return (
         f"{_table(names, rows, 'results')}"
         '<p class="soft">Mean ± standard deviation over finished seeds. Δ: paired by seed against the baseline, with '
-        "its 95 % t interval. Null: the hardest of three, all of them are listed below. Speed and memory as logged: "
-        "runs that shared the machine slowed each other.</p>"
+        "its 95 % t interval. Null: the baseline’s, the hardest of the three listed below; in a cell the variant’s "
+        "own, in closed form or else at initialisation. Speed and memory as logged: runs that shared the machine "
+        "slowed each other.</p>"
     )
 
 
@@ -55,7 +61,7 @@ def nulls(comparison: Comparison, assessment: Assessment) -> str:
         runs = comparison.baseline.finished.values()
         trained = [value for run in runs if (value := at(run, measure, None, "random")) is not None]
         cells = [null.parts.get(name) for name in (INITIALISATION, RANDOM_TOKENS, CLOSED_FORM)]
-        cells.append(sum(trained) / len(trained) if trained and not measure.of_weights else None)
+        cells.append(fmean(trained) if trained and not measure.of_weights else None)
         numbers = "".join(f"<td>{number(cell)}</td>" for cell in cells)
         exceeded = "yes" if null.exceeded else null.reason
         rows.append(f'<tr><th scope="row">{escape(measure.title)}</th>{numbers}<td>{escape(exceeded)}</td></tr>')
@@ -72,24 +78,37 @@ def nulls(comparison: Comparison, assessment: Assessment) -> str:
 
 
 def runs(comparison: Comparison) -> str:
-    """What each run was: state, corpus, device, versions, command."""
-    rows = []
-    for run in comparison.runs:
-        versions = run.environment.get("versions") or {}
-        command = run.environment.get("command") or ""
-        cells = [
-            run.label,
-            "–" if run.seed is None else str(run.seed),
-            f"{run.status.state}, step {run.status.step:,} of {run.status.max_steps:,}",
-            (run.corpus or "–")[:16],
-            str(run.environment.get("device") or "–"),
-            ", ".join(f"{name} {version}" for name, version in versions.items()) or "–",
-            str(run.environment.get("git_commit") or "–")[:12],
-            " ".join(command) if isinstance(command, list) else str(command),
-        ]
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    names = ["Variant", "Seed", "State", "Corpus hash", "Device", "Versions", "Commit", "Command"]
-    return f'<p class="soft">Folder: <code>{escape(str(comparison.folder))}</code></p>{_table(names, rows)}'
+    """What each run was: state, corpus, device, versions, command. What all have in common is said once."""
+    described = [_described(run) for run in comparison.runs]
+    shared = [name for name in described[0] if len({run[name] for run in described}) == 1 and len(described) > 1]
+    names = [name for name in described[0] if name not in shared]
+    rows = [
+        "<tr>"
+        + "".join(f"<td>{_code(run[name]) if name == 'Command' else escape(run[name])}</td>" for name in names)
+        + "</tr>"
+        for run in described
+    ]
+    common = [("Folder", str(comparison.folder)), *((name, described[0][name]) for name in shared)]
+    lines = "".join(f"<li>{escape(name)}: {_code(text)}</li>" for name, text in common)
+    return f'<ul class="soft">{lines}</ul>{_table(names, rows, "runs")}'
+
+
+def _described(run: Run) -> dict[str, str]:
+    versions, command = run.environment.get("versions") or {}, run.environment.get("command") or ""
+    return {
+        "Variant": run.label,
+        "Seed": "–" if run.seed is None else str(run.seed),
+        "State": f"{run.status.state}, step {run.status.step:,} of {run.status.max_steps:,}",
+        "Corpus hash": (run.corpus or "–")[:16],
+        "Device": str(run.environment.get("device") or "–"),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or "–",
+        "Commit": str(run.environment.get("git_commit") or "–")[:12],
+        "Command": " ".join(command) if isinstance(command, list) else str(command),
+    }
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
 
 
 def definitions() -> str:
@@ -129,14 +148,30 @@ def _measure_cell(comparison: Comparison, assessment: Assessment, measure: Measu
     if not variant.finished:
         text += f'<span class="delta">unfinished: step {max(run.status.step for run in runs):,}</span>'
     verdict = assessment.verdict(measure, variant.label)
+    if verdict is not None and verdict.difference is not None:
+        d = verdict.difference
+        span = f" <span>[{signed(d.low)}, {signed(d.high)}]</span>" if math.isfinite(d.low) else ""
+        text += f'<span class="delta">Δ {signed(d.mean)}{span}</span>'
+    text += _own_null(comparison, measure, runs)
     if verdict is None:
         return text
-    if verdict.difference is not None:
-        d = verdict.difference
-        span = f" [{signed(d.low)}, {signed(d.high)}]" if d.n > 1 else ""
-        text += f'<span class="delta">Δ {signed(d.mean)}{span}</span>'
     tag = TAGS.get(verdict.word, "na")
     return f'{text}<span class="tag {tag}" title="{escape(verdict.reason)}">{escape(verdict.word)}</span>'
+
+
+def _own_null(comparison: Comparison, measure: Measure, runs: list[Run]) -> str:
+    """A variant's own null, closed form or else initialisation: always where the measure is not judged, otherwise
+    where its closed form is not the baseline's. The mean over the runs."""
+    found = [nulls_of(run, measure) for run in runs]
+    name = CLOSED_FORM if all(CLOSED_FORM in own for own in found) else INITIALISATION
+    own = [nulls[name] for nulls in found if name in nulls]
+    if not own:
+        return ""
+    if measure.worse:
+        theirs = {nulls_of(run, measure).get(CLOSED_FORM) for run in comparison.baseline.runs.values()}
+        if name != CLOSED_FORM or set(own) <= theirs:
+            return ""
+    return f'<span class="delta">null {number(fmean(own))}</span>'
 
 
 def _null_cell(assessment: Assessment, measure: Measure) -> str:
@@ -155,7 +190,7 @@ def _steps_cell(assessment: Assessment, variant: Variant) -> str:
         return f'<span class="delta">{escape(found.note)}</span>'
     reached = [step for step in found.by_seed.values() if step is not None]
     missed = len(found.by_seed) - len(reached)
-    text = _spread(reached) if reached else ""
+    text = _spread(reached, lambda steps: f"{steps:,.0f}") if reached else ""
     return text + (
         f'<span class="delta">not reached in {missed} of {len(found.by_seed)} seeds</span>' if missed else ""
     )
@@ -178,7 +213,7 @@ def _time_cell(variant: Variant, column: str) -> str:
         _, logged = run.series(column)
         if len(logged):
             found.append(float(sorted(logged)[len(logged) // 2]))
-    return number(sum(found) / len(found)) if found else "–"
+    return number(fmean(found)) if found else "–"
 
 
 def _last(variant: Variant, column: str) -> str:
@@ -186,12 +221,10 @@ def _last(variant: Variant, column: str) -> str:
     return _spread(found) if found else "–"
 
 
-def _spread(found: list[float]) -> str:
-    mean = sum(found) / len(found)
+def _spread(found: list[float], show: Callable[[float], str] = number) -> str:
     if len(found) < 2:
-        return f"{number(mean)}<span class=delta>1 seed</span>"
-    deviation = (sum((value - mean) ** 2 for value in found) / (len(found) - 1)) ** 0.5
-    return f"<span class=spread>{number(mean)} ± {number(deviation)}</span>"
+        return f"{show(found[0])}<span class=delta>1 seed</span>"
+    return f"<span class=spread>{show(fmean(found))} ± {show(stdev(found))}</span>"
 
 
 def _states(variant: Variant) -> str:

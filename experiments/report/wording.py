@@ -3,12 +3,14 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from statistics import fmean
 
 from experiments.report.assess import DIFFERS, LEVEL, NO_DIFFERENCE, NOT_ASSESSABLE, Assessment, Verdict, values
 from experiments.report.comparison import Comparison
-from experiments.report.measures import Measure, measures
+from experiments.report.measures import Measure, measures, nulls
 
 EXPLICIT_MASS = "explicit_sink_mass"
+ALONE = " *"  # marks an interval that excludes 0 where the corrected test sees no difference
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,11 @@ def findings(comparison: Comparison, assessment: Assessment) -> Findings:
         if different:
             shows.append(f"{name}: {'; '.join(different)}.")
         if equal:
-            shows_not.append(f"{name}: no difference seen: {'; '.join(equal)}.")
+            shows_not.append(f"{name}: {'; '.join(equal)}.")
+    if any(ALONE in sentence for sentence in shows_not):
+        shows_not.append(
+            f"{ALONE.strip()} The interval excludes 0 by itself; the test corrected for all comparisons does not."
+        )
     return Findings(
         [*shows, *_moved(comparison), *_exceeding(comparison, assessment)], shows_not, _cannot(comparison, assessment)
     )
@@ -46,12 +52,13 @@ def number(value: float | None) -> str:
         text = "0"
     elif size >= 1000:
         text = f"{value:,.0f}"
-    elif size >= 1e-5:
+    elif size >= 1e-4:
         # Three decimals below 10, two below 100, one below 1000; more where all three would be zeros.
         decimals = 3 - (size >= 10) - (size >= 100)
         text = f"{value:.{decimals}f}" if size >= 0.0095 else f"{value:.{1 - math.floor(math.log10(size))}f}"
     else:
-        text = f"{value:.1e}"
+        digits, exponent = f"{value:.1e}".split("e")
+        text = f"{digits}e{int(exponent)}"
     return text.replace("-", "−")
 
 
@@ -73,19 +80,17 @@ def _exceeding(comparison: Comparison, assessment: Assessment) -> list[str]:
 
 
 def _moved(comparison: Comparison) -> list[str]:
-    """Explicit mass is named for what it is: attention moved to a slot."""
+    """Explicit mass is named for what it is, attention moved to a slot, where it exceeds its own null in every run."""
     sentences = []
-    for measure in measures():
-        if measure.id != EXPLICIT_MASS:
-            continue
-        for variant in comparison.variants:
-            found, _ = values(variant, measure)
-            mean = sum(found) / len(found) if found else 0.0
-            if mean > 0.01:
-                sentences.append(
-                    f"{variant.label} puts {number(mean)} of its attention on its explicit sink: what leaves the first "
-                    "key has been moved to a slot, not removed."
-                )
+    (measure,) = (measure for measure in measures() if measure.id == EXPLICIT_MASS)
+    for variant in comparison.variants:
+        found, runs = values(variant, measure)
+        own = [max(nulls(run, measure).values(), default=math.inf) for run in runs]
+        if found and all(value > null for value, null in zip(found, own, strict=True)):
+            sentences.append(
+                f"{variant.label} puts {number(fmean(found))} of its attention on its explicit sink (null "
+                f"{number(fmean(own))}): what leaves the first key has been moved to a slot, not removed."
+            )
     return sentences
 
 
@@ -119,16 +124,17 @@ def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
     if total:
         sentences.append(
             f"{total} comparisons were made (variants × measures), {assessment.made} of them assessable. A difference "
-            "is called one where its p-value, adjusted by Holm’s method for all assessable comparisons, is under "
-            f"{LEVEL:g}; the intervals shown are not adjusted. Seeds stand for the noise of initial values and data "
-            "order on this corpus and at this size; nothing here speaks of larger models or longer training."
+            "is called one where the p-value of its paired t test, adjusted by Holm’s method for all assessable "
+            f"comparisons, is under {LEVEL:g}; the intervals shown are not adjusted. So few seeds cannot confirm that "
+            "differences are normally distributed, as the test assumes. Seeds stand for the noise of initial values "
+            "and data order on this corpus and at this size; nothing here speaks of larger models or longer training."
         )
     return sentences
 
 
 def _levels(comparison: Comparison, assessment: Assessment, measure: Measure) -> str:
     found, _ = values(comparison.baseline, measure)
-    level = f"{comparison.baseline.label} {number(sum(found) / len(found))}" if found else ""
+    level = f"{comparison.baseline.label} {number(fmean(found))}" if found else ""
     null = assessment.nulls[measure.id].value
     return f" ({level}{f', null {number(null)}' if null is not None else ''})"
 
@@ -140,8 +146,7 @@ def _difference(verdict: Verdict) -> str:
     if verdict.word == DIFFERS:
         return f"{verdict.variant} {'higher' if d.mean > 0 else 'lower'} by {number(abs(d.mean))} {span}"
     # An interval stands for itself; Holm's correction asks for more the more comparisons are made.
-    alone = " (excludes 0 by itself, not after the correction)" if d.p < LEVEL else ""
-    return f"{verdict.variant} {signed(d.mean)} {span}{alone}"
+    return f"{verdict.variant} {signed(d.mean)} {span}{ALONE if d.p < LEVEL else ''}"
 
 
 def _low(title: str) -> str:

@@ -28,6 +28,10 @@ def number_of(factor, seed, only=GATED):
     return found
 
 
+def harmonic(T):
+    return sum(1 / i for i in range(1, T + 1))
+
+
 def two_variants(tmp_path, seeds=(0, 1, 2), offset=0.0, factor=1.0, other=None, attention="sink_logit", **options):
     """softmax and one more variant, whose loss and gate-weighted mass on the first key differ as asked."""
     for seed in seeds:
@@ -64,18 +68,21 @@ def test_seed_noise_is_no_difference(tmp_path):
     assert verdict_on(assessment, GATED).word == NO_DIFFERENCE
     assert assessment.made == sum(v.word == NO_DIFFERENCE for v in assessment.verdicts)
     found = findings(comparison, assessment)
-    assert any("Validation loss" in line and "no difference seen" in line for line in found.shows_not)
+    assert any(line.startswith("Validation loss (softmax 1.001, null 3.000): sink_logit") for line in found.shows_not)
     assert not any("sink_logit lower" in line or "sink_logit higher" in line for line in found.shows)
 
 
 def test_holm_counts_all_assessable_comparisons(tmp_path):
     # This difference alone: t = −0.008/(0.001/√3) = 13.9, two degrees of freedom, p = 0.0051. With all counted not.
-    _, assessment = two_variants(tmp_path, offset=-0.008)
+    comparison, assessment = two_variants(tmp_path, offset=-0.008)
     loss = verdict_on(assessment, LOSS)
     assert loss.difference.p < 0.01
     assert assessment.made >= 10
     assert loss.adjusted_p == pytest.approx(min(1.0, loss.difference.p * assessment.made))
     assert loss.word == NO_DIFFERENCE
+    shows_not = findings(comparison, assessment).shows_not
+    assert shows_not[0].endswith("] *.")
+    assert shows_not[-1].startswith("* The interval excludes 0 by itself")
 
 
 def test_two_seeds_are_not_assessable(tmp_path):
@@ -231,8 +238,8 @@ def test_what_a_variant_does_not_measure_is_not_judged(tmp_path):
 def test_nulls_come_from_untrained_weights(tmp_path):
     comparison, _ = two_variants(tmp_path)
     run, measure = comparison.baseline.runs[0], next(m for m in measures() if m.id == GATED)
-    harmonic = sum(1 / i for i in range(1, 65)) / 64
-    assert nulls(run, measure) == pytest.approx({"initialisation": 0.1, "random tokens": 0.1, "closed form": harmonic})
+    expected = {"initialisation": 0.1, "random tokens": 0.1, "closed form": harmonic(64) / 64}
+    assert nulls(run, measure) == pytest.approx(expected)
     # Trained weights on random tokens are read apart: a sink that forms on any text is still a sink.
     assert at(run, measure, None, "random") == pytest.approx(0.2)
 
@@ -256,10 +263,20 @@ def test_closed_forms_are_those_of_the_runs_own_network_and_attention(tmp_path, 
 
 
 def test_explicit_mass_is_moved_and_not_judged(tmp_path):
-    moved = lambda metric, step: 0.9 if metric == "explicit_sink_mass" else flat(metric, step)  # noqa: E731
-    comparison, assessment = two_variants(tmp_path, other={"number": moved})
+    def moved(metric, step):
+        return (0.9 if step else 0.05) if metric == "explicit_sink_mass" else flat(metric, step)
+
+    comparison, assessment = two_variants(tmp_path / "moved", other={"number": moved})
     assert not [v for v in assessment.verdicts if v.measure.id == "explicit_sink_mass"]
-    assert any("moved to a slot, not removed" in line for line in findings(comparison, assessment).shows)
+    (line,) = (line for line in findings(comparison, assessment).shows if line.startswith("sink_logit puts"))
+    assert line.endswith("moved to a slot, not removed.")
+    # A logit beside i keys of equal logits takes 1 / (1 + i) of a row.
+    assert f"sink_logit puts 0.900 of its attention on its explicit sink (null {(harmonic(65) - 1) / 64:.3f})" in line
+
+    # What a slot takes of even attention has not been moved.
+    even = lambda metric, step: 0.05 if metric == "explicit_sink_mass" else flat(metric, step)  # noqa: E731
+    comparison, assessment = two_variants(tmp_path / "even", other={"number": even})
+    assert not any("sink_logit puts" in line for line in findings(comparison, assessment).shows)
 
 
 def test_steps_to_the_baselines_loss(tmp_path):
@@ -293,7 +310,7 @@ def test_the_common_rate_is_named_as_untuned(tmp_path):
 
 def test_numbers_in_text():
     assert [number(x) for x in (None, 0.0, 1234567.0, 12.3456, 0.1234, 0.00047, 0.000001, -2.0)] == [
-        *("–", "0", "1,234,567", "12.35", "0.123", "0.00047", "1.0e−06", "−2.000")
+        *("–", "0", "1,234,567", "12.35", "0.123", "0.00047", "1.0e−6", "−2.000")
     ]
     assert signed(0.5) == "+0.500"
     assert signed(-0.5) == "−0.500"

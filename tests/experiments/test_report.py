@@ -56,7 +56,7 @@ def test_a_whole_report(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
     reader, text = read(tmp_path / "report.html")
-    for heading in ("What this comparison shows", "What it does not show", "What it cannot say"):
+    for heading in ("What this comparison shows", "Where no difference was seen", "What it cannot say"):
         assert heading in text
     for words in ("Parameters added", "tokens per second", "GiB", "Steps to softmax’s final validation loss", "c0ffee"):
         assert words in text
@@ -66,6 +66,48 @@ def test_a_whole_report(tmp_path, capsys):
     assert {"training-loss.png", "validation-loss.png", "validation-loss-difference.png", "first-key.png"} <= figures
     assert {"sentence.png", "curve-first_key_mass_gated.png", "layers-top1_to_median.png"} <= figures
     assert len(figures) == len(reader.alternatives)
+
+
+def test_a_cell_says_the_variants_own_null(tmp_path):
+    for attention in ("softmax", "sink_logit", "sigmoid"):
+        write_run(tmp_path, attention, 0)
+    page = build(tmp_path).read_text(encoding="utf-8")
+    rows = {
+        title: re.findall(r"<td>(.*?)</td>", page.partition(f'<th scope="row">{title}')[2].partition("</tr>")[0])
+        for title in ("Mass on the first key, raw", "Mass moved to a slot (not removed)", "Mean gate")
+    }
+    own = {title: [re.findall(r"null ([\d.]+)", cell) for cell in cells[1:]] for title, cells in rows.items()}
+    # Columns: softmax, sink_logit, sigmoid. Judged: only where it is not the baseline's. No closed form: at the start.
+    assert own["Mass on the first key, raw"] == [[], ["0.059"], ["0.015"]]
+    assert own["Mass moved to a slot (not removed)"] == [["0"], ["0.059"], ["0"]]
+    assert own["Mean gate"] == [["0.100"]] * 3
+
+
+def test_what_all_runs_share_is_said_once(tmp_path):
+    write_run(tmp_path, "softmax", 0, probes=False)
+    write_run(tmp_path, "softmax", 1, probes=False, corpus="dead")
+    page = build(tmp_path).read_text(encoding="utf-8")
+    assert page.count("torch 2.13") == 1
+    details = page.partition("Run details")[2]
+    assert "<td>c0ffee</td>" in details
+    assert "<td>dead</td>" in details
+
+
+def test_a_metric_that_is_the_same_everywhere_is_told_not_drawn(tmp_path):
+    none = lambda metric, step: 0.0 if metric == "outlier_tokens" else flat(metric, step)  # noqa: E731
+    write_run(tmp_path, "softmax", 0, number=none)
+    _, text = read(build(tmp_path))
+    assert "Closed-form null: 0. It is 0 everywhere" in text
+    assert not (tmp_path / "figures" / "layers-outlier_tokens.png").exists()
+    assert (tmp_path / "figures" / "layers-massive_ratio.png").is_file()
+
+
+def test_unlike_variants_have_no_paired_curve(tmp_path):
+    write_run(tmp_path, "softmax", 0, probes=False)
+    write_run(tmp_path, "sink_logit", 0, probes=False, corpus="dead")
+    _, text = read(build(tmp_path))
+    assert "trained on different corpora" in text
+    assert not (tmp_path / "figures" / "validation-loss-difference.png").exists()
 
 
 def test_two_comparisons_have_a_section_each(tmp_path):

@@ -49,10 +49,20 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert len(empty.series("train/loss")[0]) == 0
 
 
+@pytest.mark.parametrize("name", ["step=000100.parquet", "sentence.npz"])
+def test_a_damaged_probe_is_named(tmp_path, name):
+    run = Run(write_run(tmp_path, "softmax", 0))
+    path = run.path / "probes" / name
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(InputError, match=rf"{name} cannot be read .* remove it"):
+        _ = run.probes, run.sentence
+
+
 def test_a_users_class_that_cannot_be_imported_keeps_its_name(tmp_path):
     run = Run(write_run(tmp_path, {"name": "my_place.attention.Mine", "beta": 2}, 0, label="mine"))
     assert run.label == "my_place.attention.Mine,beta=2"
     assert run.parameters is None
+    assert run.setting is None
 
 
 def test_runs_are_grouped_by_comparison(tmp_path):
