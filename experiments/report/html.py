@@ -86,7 +86,9 @@ def setting(comparison: Comparison) -> str:
     if rate is not None:
         parts.append(f"learning rate {rate:g} {comparison.schedule()}".rstrip())
     done = sum(run.finished for run in comparison.runs)
-    parts.append(f"{len(comparison.variants)} variants, seeds {', '.join(map(str, comparison.seeds))}")
+    variants, seeds = len(comparison.variants), comparison.seeds
+    parts.append(f"{variants} {'variant' if variants == 1 else 'variants'}")
+    parts.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}")
     parts.append(f"{done} of {len(comparison.runs)} runs finished")
     return "; ".join(parts) + "."
 

@@ -4,12 +4,23 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
-from experiments.report.assess import DIFFERS, LEVEL, NO_DIFFERENCE, NOT_ASSESSABLE, Assessment, Verdict, values
+from experiments.report.assess import (
+    DIFFERS,
+    LEVEL,
+    NO_DIFFERENCE,
+    NOT_ASSESSABLE,
+    SEEDS_NEEDED,
+    Assessment,
+    Verdict,
+    values,
+)
 from experiments.report.comparison import Comparison
 from experiments.report.measures import Measure, measures, nulls
 
 EXPLICIT_MASS = "explicit_sink_mass"
+SETTINGS_NAMED = 6
 ALONE = " *"  # marks an interval that excludes 0 where the corrected test sees no difference
 
 
@@ -80,13 +91,17 @@ def _exceeding(comparison: Comparison, assessment: Assessment) -> list[str]:
 
 
 def _moved(comparison: Comparison) -> list[str]:
-    """Explicit mass is named for what it is, attention moved to a slot, where it exceeds its own null in every run."""
+    """Explicit mass is named for what it is, attention moved to a slot, where it exceeds its own null in every seed."""
     sentences = []
     (measure,) = (measure for measure in measures() if measure.id == EXPLICIT_MASS)
     for variant in comparison.variants:
         found, runs = values(variant, measure)
         own = [max(nulls(run, measure).values(), default=math.inf) for run in runs]
-        if found and all(value > null for value, null in zip(found, own, strict=True)):
+        if (
+            found
+            and len(variant.finished) >= SEEDS_NEEDED
+            and all(value > null for value, null in zip(found, own, strict=True))
+        ):
             sentences.append(
                 f"{variant.label} puts {number(fmean(found))} of its attention on its explicit sink (null "
                 f"{number(fmean(own))}): what leaves the first key has been moved to a slot, not removed."
@@ -99,16 +114,18 @@ def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
     by_reason: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for verdict in assessment.verdicts:
         if verdict.word == NOT_ASSESSABLE:
-            by_reason[verdict.reason][_low(verdict.measure.title)].append(verdict.variant)
+            by_reason[verdict.reason][verdict.measure.title].append(verdict.variant)
+    everyone = [variant.label for variant in comparison.others]
     for reason, by_measure in by_reason.items():
-        everyone = all(len(who) == len(comparison.others) for who in by_measure.values())
-        if everyone and len(by_measure) == len(assessment.nulls):
-            what = "every measure"
-        elif everyone:
-            what = "; ".join(by_measure)
-        else:
-            what = "; ".join(f"{measure} ({', '.join(who)})" for measure, who in by_measure.items())
-        sentences.append(f"Not assessable, {reason}: {what}.")
+        alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for title, variants in by_measure.items():
+            alike[tuple(variants)].append(_low(title))
+        what = (
+            ("every measure" if len(titles) == len(assessment.nulls) else "; ".join(titles))
+            + ("" if list(variants) == everyone else f" ({', '.join(variants)})")
+            for variants, titles in alike.items()
+        )
+        sentences.append(f"Not assessable, {reason}: {'; '.join(what)}.")
     if not comparison.others:
         sentences.append("There is one variant only: nothing to compare it with.")
     rate, schedule = comparison.baseline_option("model.optimizer.lr"), comparison.schedule()
@@ -117,9 +134,10 @@ def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
             f"Every variant trained at the same learning rate, {rate:g}{f' ({schedule})' if schedule else ''}: "
             "untuned, for it was tuned for none of them, and another rate may favour another variant."
         )
-    for key, found in comparison.differing.items():
-        shown = ", ".join(str(value) for value in found[:3])
-        sentences.append(f"The runs do not share one setting: {key} is {shown}.")
+    differing = [f"{key} ({', '.join(map(_value, found[:3]))})" for key, found in comparison.differing.items()]
+    if differing:
+        more = f"; and {len(differing) - SETTINGS_NAMED} more" if len(differing) > SETTINGS_NAMED else ""
+        sentences.append(f"The runs do not share their settings: {'; '.join(differing[:SETTINGS_NAMED])}{more}.")
     total = len(assessment.verdicts)
     if total:
         sentences.append(
@@ -130,6 +148,10 @@ def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
             "and data order on this corpus and at this size; nothing here speaks of larger models or longer training."
         )
     return sentences
+
+
+def _value(value: Any) -> str:
+    return "absent" if value is None else str(value)
 
 
 def _levels(comparison: Comparison, assessment: Assessment, measure: Measure) -> str:
