@@ -154,11 +154,13 @@ def steps_to(comparison: Comparison, variant: Variant) -> StepsTo:
         return StepsTo({}, f"biased by {named}")
     by_seed: dict[int, float | None] = {}
     for seed in sorted(comparison.baseline.finished.keys() & variant.runs.keys()):
-        target = comparison.baseline.finished[seed].last("validation/loss")
-        steps, losses = variant.runs[seed].series("validation/loss")
+        target, run = comparison.baseline.finished[seed].last("validation/loss"), variant.runs[seed]
+        steps, losses = run.series("validation/loss")
         if target is not None and len(steps):
-            by_seed[seed] = first_crossing(steps.tolist(), losses.tolist(), target)
-    return StepsTo(by_seed, "" if by_seed else f"{comparison.baseline.label} has no finished run of the same seed")
+            crossing = first_crossing(steps.tolist(), losses.tolist(), target)
+            if crossing is not None or run.finished:  # an unfinished run may reach it yet
+                by_seed[seed] = crossing
+    return StepsTo(by_seed, "" if by_seed else "no finished run to compare with in the same seed")
 
 
 def _bare(difference: Interval | None) -> bool:

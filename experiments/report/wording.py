@@ -129,7 +129,7 @@ def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
     if not comparison.others:
         sentences.append("There is one variant only: nothing to compare it with.")
     rate, schedule = comparison.baseline_option("model.optimizer.lr"), comparison.schedule()
-    if rate is not None:
+    if rate is not None and "model.optimizer.lr" not in comparison.differing:
         sentences.append(
             f"Every variant trained at the same learning rate, {rate:g}{f' ({schedule})' if schedule else ''}: "
             "untuned, for it was tuned for none of them, and another rate may favour another variant."

@@ -303,6 +303,13 @@ def test_steps_to_the_baselines_loss(tmp_path):
     assert steps["fixed_bias"].by_seed == {0: None, 1: None}
 
 
+def test_an_unfinished_run_may_reach_the_baselines_loss_yet(tmp_path):
+    write_run(tmp_path, "softmax", 0)
+    write_run(tmp_path, "sink_logit", 0, steps=100, state="running")
+    steps = assess(load(tmp_path)[0]).steps_to["sink_logit"]
+    assert (steps.by_seed, steps.note) == ({}, "no finished run to compare with in the same seed")
+
+
 def test_steps_to_the_baselines_loss_are_biased_by_a_cosine(tmp_path):
     for attention in ("softmax", "sink_logit"):
         write_run(tmp_path, attention, 0, config={"model.schedule": {"name": "cosine"}})
@@ -317,6 +324,13 @@ def test_the_common_rate_is_named_as_untuned(tmp_path):
     assert "same learning rate, 0.001 (constant): untuned" in cannot
     assert f"{len(assessment.verdicts)} comparisons were made" in cannot
     assert "Holm" in cannot
+
+
+def test_no_common_rate_is_named_where_there_is_none(tmp_path):
+    comparison, assessment = two_variants(tmp_path, other={"config": {"model.optimizer": {"lr": 0.01}}})
+    cannot = " ".join(findings(comparison, assessment).cannot)
+    assert "same learning rate" not in cannot
+    assert "The runs do not share their settings: model.optimizer.lr (0.001, 0.01)." in cannot
 
 
 def test_numbers_in_text():
