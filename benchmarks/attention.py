@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.timing import machine, table, take_turns
 from kernels import Parts, attend
-from models.attention import AttentionShape, build, names
+from models.attention import AttentionShape, build, examples, label
 
 
 class Control(torch.autograd.Function):
@@ -95,8 +95,8 @@ def candidates(batch: int, heads: int, length: int, size: int) -> dict[str, Call
         "control": both(lambda: Control.apply(q, k, v)),
     }
     shape = AttentionShape(width=width, heads=heads, kv_heads=heads, head_dim=size, context=length)
-    for name in names():
-        mechanism = build(name, shape)
+    for spec in examples().values():
+        mechanism = build(spec, shape)
         if mechanism.prefix_tokens:  # its cost is a longer sequence, not another operation
             continue
 
@@ -105,7 +105,7 @@ def candidates(batch: int, heads: int, length: int, size: int) -> dict[str, Call
         def variant(parts: Parts = parts) -> Tensor:
             return attend(q, k, v, parts)
 
-        rows[name] = both(variant)
+        rows[label(spec)] = both(variant)
     rows["sink_key_value (dense mask)"] = both(lambda: slot_with_dense_mask(q, k, v, key, value))
     rows["context_bias (dense mask)"] = both(lambda: bias_with_dense_mask(q, k, v, key, value))
     rows["sigmoid (eager)"] = both(lambda: eager_sigmoid(q, k, v))

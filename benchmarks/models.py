@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens. A step is forward, cross-entropy, backward, gradi
 
 from collections.abc import Callable, Iterator
 from itertools import cycle
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ def step_of(
     return step
 
 
-def variant_step(config: GPTConfig, attention: str, batch: int) -> Callable[[], object]:
+def variant_step(config: GPTConfig, attention: str | dict[str, Any], batch: int) -> Callable[[], object]:
     """A training step of our GPT with one attention mechanism."""
     return step_of(GPT(config, attention), batches(config, batch))
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.models import small, variant_step
 from benchmarks.timing import machine, table, take_turns
-from models.attention import names
+from models.attention import examples, label
 
 
 def peak_memory(attention: str, context: int, batch: int) -> float:
@@ -27,7 +27,7 @@ def peak_memory(attention: str, context: int, batch: int) -> float:
 
 def measure_own_memory(attention: str, context: int, batch: int) -> float:
     """The child's side of `peak_memory`."""
-    step = variant_step(small(context), attention, batch)
+    step = variant_step(small(context), examples()[attention], batch)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         step()
@@ -50,12 +50,13 @@ def main(argv: list[str] | None = None) -> None:
             print(measure_own_memory(options.memory_of, context, batch))
             continue
         timings = take_turns(
-            {name: variant_step(small(context), name, batch) for name in names()}, rounds=options.rounds
+            {name: variant_step(small(context), spec, batch) for name, spec in examples().items()},
+            rounds=options.rounds,
         )
-        memory = {name: peak_memory(name, context, batch) for name in names()}
+        memory = {name: peak_memory(name, context, batch) for name in examples()}
         rows = [
             [
-                name,
+                label(examples()[name]),
                 f"{batch * context / timing.median:,.0f}",
                 f"{timing.speed_ratio(timings['softmax']):.3f}",
                 f"{memory[name]:.0f}",

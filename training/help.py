@@ -14,8 +14,8 @@ _COMMON = """\
 _MODEL = """\
 model
   --model.attention NAME        softmax, fixed_bias, context_bias, sink_key_value, sink_key, sink_logit, off_by_one,
-                                sink_token, context_scaling, gated_head, gated_element, gated_slice, sigmoid, or your
-                                own class as package.module.Class [softmax]
+                                sink_token, context_scaling, gated_head, gated_element, gated_slice, sigmoid, softpick,
+                                clipped_softmax, elastic_softmax, or your own class as package.module.Class [softmax]
   --model.attention.OPTION V    an option of that mechanism, as --model.attention.slots 4; both at once:
                                 --model.attention '{name: sink_key_value, slots: 4}'
   --model.network.context N     longest sequence, in tokens [256]

@@ -4,8 +4,21 @@ A mechanism is the part of attention that differs between variants. `CausalSelfA
 share. A class of your own derives from `Mechanism` and is used by its import path.
 """
 
-from models.attention.base import AtLeast, AttentionShape, Mechanism
+from models.attention.base import Above, AtLeast, AttentionShape, Mechanism
 from models.attention.catalogue import Card, card
-from models.attention.registry import build, find, label, names, normalise
+from models.attention.registry import build, examples, find, label, names, normalise
 
-__all__ = ["AtLeast", "AttentionShape", "Card", "Mechanism", "build", "card", "find", "label", "names", "normalise"]
+__all__ = [
+    "Above",
+    "AtLeast",
+    "AttentionShape",
+    "Card",
+    "Mechanism",
+    "build",
+    "card",
+    "examples",
+    "find",
+    "label",
+    "names",
+    "normalise",
+]

@@ -4,7 +4,7 @@ Shapes: B batch, H query heads, G key/value heads, T tokens, D head size, C widt
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,7 +20,15 @@ class AtLeast:
     bound: float
 
 
+@dataclass(frozen=True)
+class Above:
+    """The value that an option must exceed: `Annotated[float, Above(0)]`."""
+
+    bound: float
+
+
 Slots = Annotated[int, AtLeast(1)]
+BEYOND_SOFTMAX = tuple(name for name in kernels.BACKENDS if name != "vendor")  # the vendor's flash attention is softmax
 
 
 @dataclass(frozen=True)
@@ -38,17 +46,19 @@ class Mechanism(nn.Module):
     """The base of every attention variant. A subclass writes `parts`; one that cannot be told so writes `forward`.
 
     Options are the keyword-only parameters of `__init__`, annotated with int, float, bool, str, Literal, or one of them
-    `| None`; `Annotated[int, AtLeast(1)]` bounds one. A mechanism's parameters are not decayed unless `decay_slots` is
-    set, and one-dimensional ones never.
+    `| None`; `Annotated[int, AtLeast(1)]` or `Above(0)` bounds one. A mechanism's parameters are not decayed unless
+    `decay_slots` is set, and one-dimensional ones never.
 
     start: how its first step relates to plain softmax. prefix_tokens: learned vectors put before the sequence.
-    backends: the back ends of `kernels.attend` that can compute it.
+    backends: the back ends of `kernels.attend` that can compute it. example: values for options without a default,
+    with which tests and benchmarks build a built-in.
     initial: initial values by parameter name (see `models.initial`); what is not named keeps its constructor's value.
     """
 
     start: ClassVar[str] = "not stated"
     prefix_tokens: ClassVar[int] = 0
-    backends: ClassVar[tuple[str, ...]] = kernels.BACKENDS
+    example: ClassVar[dict[str, Any]] = {}
+    backends: tuple[str, ...] = kernels.BACKENDS
 
     def __init__(self, shape: AttentionShape, decay_slots: bool = False):
         super().__init__()

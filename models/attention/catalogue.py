@@ -60,13 +60,20 @@ def describe(name: str, mechanism: type[Mechanism]) -> str:
         ("Paper", linked(about.paper)),
     ]
     lines = [f"## `{name}`", "", about.summary, ""]
-    lines += ["| | |", "|---|---|"] + [f"| {head} | {text} |" for head, text in rows]
+    lines += ["| | |", "|---|---|"] + [f"| {head} | {cell(text)} |" for head, text in rows]
     return "\n".join([*lines, *(["", about.notes] if about.notes else [])])
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return text.replace("|", "\\|")
 
 
 def option_text(name: str, kind_and_default: tuple[object, object]) -> str:
     """An option with its choices and its default."""
     kind, default = kind_and_default
+    if default is inspect.Parameter.empty:
+        return f"`{name}` (must be given)"
     if get_origin(kind) is Literal:
         return f"`{name}`: {' or '.join(f'`{plain(choice)}`' for choice in get_args(kind))} (`{plain(default)}`)"
     return f"`{name}` (`{plain(default)}`)"
@@ -130,8 +137,8 @@ class SharedGate(Mechanism):
         return Parts(gate=RowGate(logits_B1T.expand(-1, self.shape.heads, -1), self.span))
 ```
 
-Options are the keyword-only parameters, checked against their annotations. `Parts` combines a score (softmax or
-sigmoid), sinks (a logit, or learned slots), an added vector and a gate (one a row, or one a channel);
+Options are the keyword-only parameters, checked against their annotations. `Parts` combines a score (softmax, sigmoid,
+…), sinks (a logit, or learned slots), an added vector and a gate (one a row, or one a channel);
 `kernels/parts.py` says what each means. What `Parts` cannot say, write as
 `forward(q_BHTD, k_BGTD, v_BGTD, hidden_BTC, first_key_BT) -> y_BHTD` in place of `parts`: it trains, and the
 measurements that need the attention weights are then absent.

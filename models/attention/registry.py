@@ -13,9 +13,11 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from errors import InputError
-from models.attention.base import AtLeast, AttentionShape, Mechanism
+from models.attention.base import Above, AtLeast, AttentionShape, Mechanism
+from models.attention.clipped_softmax import ClippedSoftmax
 from models.attention.context_bias import ContextBias
 from models.attention.context_scaling import ContextScaling
+from models.attention.elastic_softmax import ElasticSoftmax
 from models.attention.fixed_bias import FixedBias
 from models.attention.gated_element import GatedElement
 from models.attention.gated_head import GatedHead
@@ -27,6 +29,7 @@ from models.attention.sink_key_value import SinkKeyValue
 from models.attention.sink_logit import SinkLogit
 from models.attention.sink_token import SinkToken
 from models.attention.softmax import Softmax
+from models.attention.softpick import Softpick
 from models.config import suggestion
 from models.initial import fill
 
@@ -44,12 +47,20 @@ BUILTIN: dict[str, type[Mechanism]] = {
     "gated_element": GatedElement,
     "gated_slice": GatedSlice,
     "sigmoid": Sigmoid,
+    "softpick": Softpick,
+    "clipped_softmax": ClippedSoftmax,
+    "elastic_softmax": ElasticSoftmax,
 }
 
 
 def names() -> list[str]:
     """The built-in mechanisms."""
     return list(BUILTIN)
+
+
+def examples() -> dict[str, dict[str, Any]]:
+    """A specification of every built-in, by name: its defaults, and its class's `example` where there are none."""
+    return {name: {"name": name, **mechanism.example} for name, mechanism in BUILTIN.items()}
 
 
 def normalise(spec: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +89,9 @@ def normalise(spec: str | Mapping[str, Any]) -> dict[str, Any]:
             if default is inspect.Parameter.empty or value != default:
                 canonical[key] = value
         elif default is inspect.Parameter.empty:
-            raise InputError(f"attention {name} needs its option {key!r}")
+            raise InputError(
+                f"attention {name} needs its option {key!r}, which has no default: {{name: {name}, {key}: ...}}"
+            )
     return canonical
 
 
@@ -101,12 +114,11 @@ def build(spec: str | Mapping[str, Any], shape: AttentionShape, backend: str = "
     """The mechanism with its initial values drawn from `seed`; a GPT draws them anew under its own names."""
     canonical = normalise(spec)
     name = canonical.pop("name")
-    mechanism_class = find(name)
-    if backend not in mechanism_class.backends:
-        near = suggestion(backend, mechanism_class.backends)
-        choices = ", ".join(mechanism_class.backends)
-        raise InputError(f"attention {name} has no backend {backend!r}{near}; choose from {choices}")
-    mechanism = mechanism_class(shape, **canonical)
+    mechanism = find(name)(shape, **canonical)
+    if backend not in mechanism.backends:
+        near = suggestion(backend, mechanism.backends)
+        choices = ", ".join(mechanism.backends)
+        raise InputError(f"attention {label(spec)} has no backend {backend!r}{near}; choose from {choices}")
     mechanism.backend = backend
     fill(mechanism, seed)
     return mechanism
@@ -160,6 +172,8 @@ def convert(value: Any, kind: Any, what: str) -> Any:
         for bound in bounds:
             if isinstance(bound, AtLeast) and value is not None and value < bound.bound:
                 raise InputError(f"{what} is {value!r}; it must be at least {bound.bound:g}")
+            if isinstance(bound, Above) and value is not None and value <= bound.bound:
+                raise InputError(f"{what} is {value!r}; it must be above {bound.bound:g}")
         return value
     if get_origin(kind) in (Union, UnionType):
         if value is None and NoneType in get_args(kind):

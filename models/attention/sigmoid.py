@@ -6,7 +6,7 @@ from torch import Tensor
 
 import kernels
 from kernels.parts import Parts
-from models.attention.base import Mechanism
+from models.attention.base import BEYOND_SOFTMAX, Mechanism
 
 
 class Sigmoid(Mechanism):
@@ -18,7 +18,7 @@ class Sigmoid(Mechanism):
     """
 
     start = "not softmax: row i sums to about (visible keys) / (n + 1)"
-    backends = tuple(name for name in kernels.BACKENDS if name != "vendor")  # flash attention is softmax
+    backends = BEYOND_SOFTMAX
 
     def parts(self, q_BHTD: Tensor, k_BGTD: Tensor, hidden_BTC: Tensor) -> Parts:
         """The score and its bias; n is fixed so that a short prompt sees the same function."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models import GPT, GPTConfig
-from models.attention import AttentionShape, Mechanism, build, label, names
+from models.attention import AttentionShape, Mechanism, build, examples, label, names
 
 B, H, G, T, D = 2, 4, 2, 9, 8
 SHAPE = AttentionShape(width=H * D, heads=H, kv_heads=G, head_dim=D, context=16)
@@ -76,6 +76,30 @@ def slice_gate(span: float) -> Callable[[Dense], Tensor]:
     return formula
 
 
+def capped(cap: float) -> Callable[[Dense], Tensor]:
+    return lambda d: torch.softmax(torch.where(d.S.isfinite(), cap * torch.tanh(d.S / cap), d.S), -1) @ d.v
+
+
+def softpick(d: Dense) -> Tensor:
+    E = torch.where(d.S.isfinite(), d.S.exp() - 1, 0)
+    return torch.relu(E) / E.abs().sum(-1, keepdim=True) @ d.v
+
+
+def clipped(alpha: float, zeta: float = 1.0, per_row: bool = False) -> Callable[[Dense], Tensor]:
+    def formula(d: Dense) -> Tensor:
+        length = d.S.isfinite().sum(-1, keepdim=True) if per_row else torch.tensor(SHAPE.context)
+        gamma = -alpha / length.double()
+        return ((zeta - gamma) * torch.softmax(d.S, -1) + gamma).clamp(0, 1) @ d.v
+
+    return formula
+
+
+def elastic(d: Dense) -> Tensor:
+    seen = d.S.isfinite()
+    shift = d.p["offset"][:, None, None] / seen.sum(-1, keepdim=True).double()
+    return torch.where(seen, torch.relu(torch.softmax(d.S, -1) + shift), 0) @ d.v
+
+
 def one(visible: Tensor) -> Tensor:
     return torch.ones_like(visible)
 
@@ -128,9 +152,14 @@ CASES = [
     Case("gated_slice", slice_gate(1), constant(0.25), shapes=SLICE),
     Case({"name": "gated_slice", "span": 2}, slice_gate(2), constant(0.5), shapes=SLICE),
     Case("sigmoid", lambda d: sigma(d.S - math.log(SHAPE.context)) @ d.v, None),
+    Case({"name": "softmax", "softcap": 2}, capped(2), one),
+    Case("softpick", softpick, None),
+    Case({"name": "clipped_softmax", "alpha": 1.5}, clipped(1.5), None),
+    Case({"name": "clipped_softmax", "alpha": 0.6, "zeta": 1.1, "per_row": True}, clipped(0.6, 1.1, True), None),
+    Case("elastic_softmax", elastic, None, shapes={"offset": (H,)}),
 ]  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: label(case.spec))
-every_name = pytest.mark.parametrize("name", names())
+every_name = pytest.mark.parametrize("spec", examples().values(), ids=examples())
 
 
 def inputs(dtype: torch.dtype = torch.float64, size: float = 1.0) -> list[Tensor]:
@@ -196,7 +225,8 @@ def test_every_input_and_parameter_matters(case: Case) -> None:
 def test_vendor_equals_reference(case: Case) -> None:
     """And what the vendor cannot compute, block-wise."""
     results = []
-    for backend in ("reference", "blockwise" if case.spec == "sigmoid" else "vendor"):
+    fast = "vendor" if "vendor" in build(case.spec, SHAPE).backends else "blockwise"
+    for backend in ("reference", fast):
         mechanism, leaves = randomised(case, torch.float32, backend), inputs(torch.float32)
         y = mechanism(*leaves)
         results.append([y, *gradients(y, leaves + list(mechanism.parameters()))])
@@ -220,14 +250,15 @@ INITIAL = {  # mean and standard deviation of every parameter; nothing is drawn 
     "gated_head": {"gate.weight": (0, 0.02)},
     "gated_element": {"gate.weight": (0, 0.02)},
     "gated_slice": {"weight": (0, 0.02), "bias": (math.log(1 / 3), 0)},
+    "elastic_softmax": {"offset": (-1, 0)},
 }
 
 
 @every_name
-def test_initial_values(name: str) -> None:
+def test_initial_values(spec: dict[str, Any]) -> None:
     shape = AttentionShape(width=2048, heads=32, kv_heads=32, head_dim=64, context=16)
-    values = {key: value.detach() for key, value in build(name, shape).named_parameters()}
-    expected = INITIAL.get(name, {})
+    values = {key: value.detach() for key, value in build(spec, shape).named_parameters()}
+    expected = INITIAL.get(spec["name"], {})
     assert set(values) == set(expected)
     for parameter, (mean, std) in expected.items():
         assert float(values[parameter].mean()) == pytest.approx(mean, abs=0.2 * std + 1e-6), parameter
@@ -283,18 +314,18 @@ TOKENS = torch.randint(50, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
 @every_name
-def test_variants_share_every_common_parameter_and_seeds_differ(name: str) -> None:
-    softmax, variant = GPT(CONFIG, seed=1).state_dict(), GPT(CONFIG, name, seed=1).state_dict()
+def test_variants_share_every_common_parameter_and_seeds_differ(spec: dict[str, Any]) -> None:
+    softmax, variant = GPT(CONFIG, seed=1).state_dict(), GPT(CONFIG, spec, seed=1).state_dict()
     assert set(softmax) <= set(variant)
     assert all(torch.equal(variant[key], value) for key, value in softmax.items())
-    other = GPT(CONFIG, name, seed=2).state_dict()
+    other = GPT(CONFIG, spec, seed=2).state_dict()
     constants = {key for key, value in variant.items() if value.numel() == 1 or value.flatten().diff().abs().max() == 0}
     assert all(torch.equal(other[key], value) == (key in constants) for key, value in variant.items())
 
 
 @every_name
-def test_state_dict_round_trip(name: str) -> None:
-    first, second = GPT(CONFIG, name, seed=1), GPT(CONFIG, name, seed=2)
+def test_state_dict_round_trip(spec: dict[str, Any]) -> None:
+    first, second = GPT(CONFIG, spec, seed=1), GPT(CONFIG, spec, seed=2)
     assert not torch.equal(first(TOKENS), second(TOKENS))
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(TOKENS), second(TOKENS))
@@ -302,9 +333,9 @@ def test_state_dict_round_trip(name: str) -> None:
 
 @every_name
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_no_token_sees_the_future(name: str, positions: str) -> None:
+def test_no_token_sees_the_future(spec: dict[str, Any], positions: str) -> None:
     config = GPTConfig(vocab_size=50, context=16, layers=2, heads=4, width=32, positions=positions, init_std=0.3)
-    gpt = GPT(config, name)
+    gpt = GPT(config, spec)
     changed = TOKENS.clone()
     changed[:, 7] = (changed[:, 7] + 1) % 50
     before, after = gpt(TOKENS), gpt(changed)
@@ -314,12 +345,12 @@ def test_no_token_sees_the_future(name: str, positions: str) -> None:
 
 
 @every_name
-def test_compiles_without_a_graph_break(name: str) -> None:
+def test_compiles_without_a_graph_break(spec: dict[str, Any]) -> None:
     config = GPTConfig(
         vocab_size=50, context=16, layers=1, heads=4, kv_heads=2, width=32, positions="rotary", qk_norm=True,
         norm="rmsnorm", mlp="swiglu", dropout=0.0,
     )  # fmt: skip
-    eager, compiled = GPT(config, name), GPT(config, name)
+    eager, compiled = GPT(config, spec), GPT(config, spec)
     torch._dynamo.reset()
     for block in compiled.blocks:
         block.compile(fullgraph=True, backend="aot_eager")
@@ -333,8 +364,8 @@ def test_compiles_without_a_graph_break(name: str) -> None:
 
 
 @every_name
-def test_bf16_autocast_stays_near_fp32(name: str) -> None:
-    gpt = GPT(CONFIG, name)
+def test_bf16_autocast_stays_near_fp32(spec: dict[str, Any]) -> None:
+    gpt = GPT(CONFIG, spec)
     expected = gpt(TOKENS)
     with torch.autocast("cpu", torch.bfloat16):
         logits = gpt(TOKENS)
@@ -345,15 +376,15 @@ def test_bf16_autocast_stays_near_fp32(name: str) -> None:
 
 
 @every_name
-def test_decay_groups(name: str) -> None:
-    decayed, undecayed = GPT(CONFIG, name).decay_groups()
+def test_decay_groups(spec: dict[str, Any]) -> None:
+    decayed, undecayed = GPT(CONFIG, spec).decay_groups()
     own = [key for key in (*decayed, *undecayed) if ".mechanism." in key or key == "prefix"]
     assert not set(own) & set(decayed)
     assert set(decayed) - set(own) == set(GPT(CONFIG).decay_groups()[0])
     assert all(p.ndim >= 2 for p in decayed.values())
-    if name in {"softmax", "sink_logit", "off_by_one", "sigmoid"}:
+    if not any(p.ndim >= 2 for key, p in undecayed.items() if key in own):
         return
-    decayed, undecayed = GPT(CONFIG, {"name": name, "decay_slots": True}).decay_groups()
+    decayed, undecayed = GPT(CONFIG, {**spec, "decay_slots": True}).decay_groups()
     assert set(own) & set(decayed)
     assert all(p.ndim == 1 for p in undecayed.values())
 
@@ -362,8 +393,8 @@ def test_packed_documents_reach_the_mechanism() -> None:
     """Two documents in a row are the two documents alone: no first key, no attention across."""
     config = GPTConfig(vocab_size=50, context=16, layers=2, heads=4, width=32, positions="none")
     first_key = torch.tensor([[0] * 5 + [5] * 7] * 2, dtype=torch.int32)
-    for name in ("softmax", "sink_key_value", "context_scaling", "sigmoid"):
-        gpt = GPT(config, name)
+    for spec in ("softmax", "sink_key_value", "context_scaling", "sigmoid", "softpick", "elastic_softmax"):
+        gpt = GPT(config, spec)
         packed = gpt(TOKENS, first_key)
         close(packed[:, :5], gpt(TOKENS[:, :5]), 1e-5)
         close(packed[:, 5:], gpt(TOKENS[:, 5:]), 1e-5)

@@ -10,7 +10,7 @@ import torch
 
 from errors import InputError
 from models import GPT, GPTConfig
-from models.attention import Mechanism, card, find, label, names, normalise
+from models.attention import Mechanism, card, examples, find, label, names, normalise
 from models.attention.catalogue import page
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +73,13 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             {"name": "sink_key", "slots": 2, "decay_slots": True},
             "sink_key,slots=2,decay_slots=true",
         ),
+        ({"name": "softmax", "softcap": None}, {"name": "softmax"}, "softmax"),
+        ({"name": "softmax", "softcap": 30}, {"name": "softmax", "softcap": 30.0}, "softmax,softcap=30.0"),
+        (
+            {"name": "clipped_softmax", "zeta": 1, "alpha": 4},
+            {"name": "clipped_softmax", "alpha": 4.0},
+            "clipped_softmax,alpha=4.0",
+        ),
         ({"name": "gated_head", "span": 2.0}, {"name": "gated_head", "span": 2}, "gated_head,span=2"),
         (
             {"name": "context_scaling", "init": "zero"},
@@ -113,6 +120,12 @@ def test_canonical_form_and_label(spec: Any, canonical: dict[str, Any], text: st
             {"name": "context_scaling", "init": "zeros"},
             "init is 'zeros' (did you mean zero?); choose from normal, zero",
         ),
+        ({"name": "softmax", "softcap": 0}, "option softcap is 0.0; it must be above 0"),
+        ("clipped_softmax", "needs its option 'alpha', which has no default: {name: clipped_softmax, alpha: ...}"),
+        ({"name": "clipped_softmax", "alpha": -1}, "option alpha is -1.0; it must be at least 0"),
+        ({"name": "clipped_softmax", "alpha": None}, "option alpha is None; it must be a finite number"),
+        ({"name": "clipped_softmax", "alpha": 4, "zeta": 0.9}, "option zeta is 0.9; it must be at least 1"),
+        ({"name": "clipped_softmax", "alpha": 4, "per_row": 1}, "option per_row is 1; it must be true or false"),
         ({"name": "context_scaling", "init": None}, "init is None; choose from normal, zero"),
         ("no_such_package.module.Class", "there is no module 'no_such_package' on the Python path"),
         ("models.no_such_module.Class", "there is no module 'models.no_such_module' on the Python path"),
@@ -178,6 +191,19 @@ def test_forward_alone_is_enough(user: str) -> None:
     changed[:, -1] = (changed[:, -1] + 1) % 50
     assert torch.allclose(gpt(TOKENS)[:, :-1], gpt(changed)[:, :-1], atol=1e-6)
     assert all(find(name).measurable() for name in names())
+
+
+def test_an_option_can_take_a_back_end_away() -> None:
+    assert GPT(CONFIG, "softmax", backend="vendor")
+    with pytest.raises(
+        InputError, match=r"softmax,softcap=30.0 has no backend 'vendor'.*; choose from auto, reference"
+    ):
+        GPT(CONFIG, {"name": "softmax", "softcap": 30}, backend="vendor")
+
+
+def test_every_built_in_has_a_working_example() -> None:
+    assert list(examples()) == names()
+    assert all(normalise(spec)["name"] == name for name, spec in examples().items())
 
 
 # docs/variants.md
