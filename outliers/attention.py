@@ -30,8 +30,10 @@ def accumulate(running: Running, stats: AttentionStatistics) -> None:
     running.add("gated_first", (gate * first).sum((0, 2)))
     running.add("explicit", stats.sink_mass.sum((0, 2)))
     running.add("entropy", stats.entropy.sum((0, 2)))
+    running.add("support", stats.support.sum((0, 2)))
     # A comparison hides NaN; the weight on the first key shows it.
-    running.add("argmax", torch.where(first.isnan(), torch.nan, stats.argmax_first.double()).sum((0, 2)))
+    for name, compared in (("argmax", stats.argmax_first), ("zeros", stats.zeros), ("dead", stats.dead)):
+        running.add(name, torch.where(first.isnan(), torch.nan, compared.double()).sum((0, 2)))
     running.peak("max_logit", stats.max_logit.amax((0, 2)))
 
     # α_k = Σ_{i≥k} A_ik / (E − k + 1), k from 1: the mean mass on key k of the queries that see it (2410.10781).
@@ -71,6 +73,9 @@ def finish(running: Running) -> dict[str, Tensor]:
         ("explicit_sink_mass", "explicit"),
         ("gate_mean", "gate"),
         ("entropy", "entropy"),
+        ("effective_support", "support"),
+        ("zero_weights", "zeros"),
+        ("dead_rows", "dead"),
         ("argmax_first", "argmax"),
     ):
         values[metric] = sums[name] / sums["rows"]

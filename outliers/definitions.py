@@ -96,7 +96,9 @@ def sink_rate(setting: Setting) -> float:
 
 def exchangeable(setting: Setting, value: float) -> float | None:
     """`value` where the score gives equal logits equal weights above 0 and ties have probability 0, else None."""
-    return value if isinstance(setting.score, Softmax | Sigmoid | Elastic) else None
+    if isinstance(setting.score, Elastic):
+        return value if bool((setting.score.offset > -1).all()) else None
+    return value if isinstance(setting.score, Softmax | Sigmoid) else None
 
 
 def outlier_keys(setting: Setting) -> float | None:
@@ -249,7 +251,7 @@ DEFINITIONS: dict[str, Definition] = {
             id="first_key_mass",
             title="Mass on the first key, raw",
             formula="mean over sequences and queries i of A_i0, explicit sinks in the normaliser, before the gate; "
-            "for sigmoid the weight as it is, not normalised",
+            "for other scores than softmax the weight as it is, not normalised",
             source="2309.17453; 2410.10781",
             unit="share of mass",
             scope="head",
@@ -297,7 +299,8 @@ DEFINITIONS: dict[str, Definition] = {
             id="sink_rate@0.3",
             title="Sink rate, first key",
             formula="α_k = Σ_{i≥k} A_ik / (T − k + 1), k from 1, over the first T = 64 queries (all, if shorter); "
-            "share of sequences with α_1 > 0.3. Rows are not renormalised for explicit sinks; sigmoid's rows are",
+            "share of sequences with α_1 > 0.3. Softmax's rows are not renormalised for explicit "
+            "sinks; those of every other score are",
             source="2410.10781, section 3",
             unit="share of sequences",
             scope="head",
@@ -330,7 +333,8 @@ DEFINITIONS: dict[str, Definition] = {
         Definition(
             id="argmax_first",
             title="Queries that look at the first key most",
-            formula="share of (sequence, query) in which no real key has a larger weight than the first",
+            formula="share of (sequence, query) in which no real key has a larger weight than the first; "
+            "a dead row does not count",
             source="first-token share of softmax₁ studies (2410.17174)",
             unit="share of queries",
             scope="head",
@@ -358,7 +362,7 @@ DEFINITIONS: dict[str, Definition] = {
         Definition(
             id="max_logit",
             title="Largest attention logit",
-            formula="max over sequences, queries and visible real keys of q·k · scale, before any sink",
+            formula="max over sequences, queries and visible real keys of q·k · scale, before a soft-cap and any sink",
             source="2302.05442 (logit growth)",
             unit="logit",
             scope="head",
@@ -370,7 +374,8 @@ DEFINITIONS: dict[str, Definition] = {
         Definition(
             id="entropy",
             title="Entropy of attention",
-            formula="mean over sequences and queries of −Σ_j p_ij ln p_ij, p the weights on real keys over their sum",
+            formula="mean over sequences and queries of −Σ_j p_ij ln p_ij, p the weights on real keys over their sum; "
+            "0 for a dead row",
             source="2303.06296",
             unit="nats",
             scope="head",
@@ -378,6 +383,46 @@ DEFINITIONS: dict[str, Definition] = {
             null=Null("uniform attention: ln(T!) / T", lambda s: exchangeable(s, nulls.uniform_entropy(s.context))),
             direction="neutral",
             headlines=(Headline("entropy", (), "mean"),),
+        ),
+        Definition(
+            id="effective_support",
+            title="Keys in use",
+            formula="mean over sequences and queries of (Σ_j A_ij)² / Σ_j A_ij² over real keys: the number of keys, "
+            "were all of one weight; 0 for a dead row",
+            source="participation ratio (inverse Simpson index); of attention: this project",
+            unit="keys",
+            scope="head",
+            sites=(),
+            null=Null("uniform attention: (T + 1) / 2", lambda s: exchangeable(s, (s.context + 1) / 2)),
+            direction="neutral",
+            headlines=(Headline("effective_support", (), "mean"),),
+        ),
+        Definition(
+            id="zero_weights",
+            title="Weights that are exactly 0",
+            formula="mean over sequences and queries of the share of visible real keys with A_ij = 0; "
+            "never for softmax and sigmoid, whose smallest weights are rounded to 0 but are not counted",
+            source="sparsity in 2504.20966 and 2601.00919",
+            unit="share of keys",
+            scope="head",
+            sites=(),
+            null=Null("uniform attention: 0; softpick about a half", lambda s: exchangeable(s, 0.0)),
+            direction="neutral",
+            headlines=(Headline("zero_weights", (), "mean"),),
+        ),
+        Definition(
+            id="dead_rows",
+            title="Dead rows",
+            formula="share of (sequence, query) that see a real key and give every one a weight of exactly 0: "
+            "no output and no gradient",
+            source="this project: what a threshold can do to 2306.12929, section 4.1",
+            unit="share of queries",
+            scope="head",
+            sites=(),
+            null=Null("uniform attention: 0", lambda s: exchangeable(s, 0.0)),
+            direction="neutral",
+            headlines=(Headline("dead_rows", (), "mean"),),
+            cases="queries",
         ),
         Definition(
             id="gate_mean",

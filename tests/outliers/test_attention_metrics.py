@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels import ElementGate, Parts, RowGate, Sigmoid, SinkLogits, SinkSlots
+from kernels import Clipped, Elastic, ElementGate, Parts, RowGate, Sigmoid, SinkLogits, SinkSlots, Softmax, Softpick
 from outliers import nulls
 from outliers.attention import accumulate, accumulate_values, finish
 from outliers.running import Running
@@ -41,9 +41,22 @@ def attention_map(q: Tensor, k: Tensor, parts: Parts, prefix: int) -> tuple[Tens
     T = q.shape[2]
     S = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     hidden = torch.triu(torch.ones(T, T, dtype=torch.bool), 1)
-    S = S.masked_fill(hidden, -math.inf)
+    raw = S = S.masked_fill(hidden, -math.inf)
+    if isinstance(parts.score, Softmax) and parts.score.softcap is not None:
+        S = (parts.score.softcap * torch.tanh(S / parts.score.softcap)).masked_fill(hidden, -math.inf)
     if isinstance(parts.score, Sigmoid):
         A = 1 / (1 + torch.exp(-(S + parts.score.bias)))
+        explicit = A[..., :prefix].sum(-1)
+    elif isinstance(parts.score, Softpick):
+        E = S.exp() - 1
+        A = E.relu() / E.abs().masked_fill(hidden, 0).sum(-1, keepdim=True)
+        explicit = A[..., :prefix].sum(-1)
+    elif isinstance(parts.score, Clipped | Elastic):
+        A, n = torch.softmax(S, -1), torch.arange(1.0, T + 1)[:, None].double()
+        if isinstance(parts.score, Elastic):
+            A = (A + parts.score.offset.double()[:, None, None] / n).relu().masked_fill(hidden, 0)
+        else:
+            A = ((parts.score.zeta - parts.score.gamma) * A + parts.score.gamma).clamp(0, 1)
         explicit = A[..., :prefix].sum(-1)
     else:
         extra = torch.zeros(*S.shape[:3], 1).double()
@@ -54,7 +67,7 @@ def attention_map(q: Tensor, k: Tensor, parts: Parts, prefix: int) -> tuple[Tens
         total = S.exp().sum(-1) + extra.sum(-1)
         A = S.exp() / total[..., None]
         explicit = extra.sum(-1) / total + A[..., :prefix].sum(-1)
-    return A[..., prefix:, prefix:], explicit[..., prefix:], S[..., prefix:, prefix:]
+    return A[..., prefix:, prefix:], explicit[..., prefix:], raw[..., prefix:, prefix:]
 
 
 def written(q: Tensor, k: Tensor, v: Tensor, parts: Parts, prefix: int) -> dict[str, Tensor]:
@@ -67,8 +80,9 @@ def written(q: Tensor, k: Tensor, v: Tensor, parts: Parts, prefix: int) -> dict[
     if isinstance(parts.gate, ElementGate):
         gate = (parts.gate.span * torch.sigmoid(parts.gate.logits.double())).mean(-1)
     gate = gate[..., -R:]
-    p = A / A.sum(-1, keepdim=True)
-    normalised = p if isinstance(parts.score, Sigmoid) else A
+    p = torch.nan_to_num(A / A.sum(-1, keepdim=True))
+    normalised = A if isinstance(parts.score, Softmax) else p
+    seen = torch.ones(R, R, dtype=torch.bool).tril()
     v = v[:, :, prefix:].double().repeat_interleave(H // v.shape[1], dim=1)
     E = min(R, 64)
     columns: dict[str, list[float]] = {}
@@ -82,7 +96,12 @@ def written(q: Tensor, k: Tensor, v: Tensor, parts: Parts, prefix: int) -> dict[
         put("explicit_sink_mass", explicit[:, h].mean().item())
         put("gate_mean", gate[:, h].mean().item())
         put("entropy", -torch.special.xlogy(p[:, h], p[:, h]).sum(-1).mean().item())
-        put("argmax_first", (A[:, h].argmax(-1) == 0).double().mean().item())
+        weighed = A[:, h].amax(-1) > 0
+        put("argmax_first", ((A[:, h].argmax(-1) == 0) & weighed).double().mean().item())
+        put("dead_rows", 1 - weighed.double().mean().item())
+        put("zero_weights", (((A[:, h] == 0) & seen).sum(-1) / seen.sum(-1)).mean().item())
+        support = [[1 / (row**2).sum().item() if row.any() else 0 for row in rows] for rows in p[:, h]]
+        put("effective_support", torch.tensor(support).mean().item())
         put("max_logit", S[:, h].max().item())
         first, rest = v[:, h, 0].norm(dim=-1).mean(), v[:, h, 1:].norm(dim=-1).mean()
         put("value_drain", (first / rest).item())
@@ -107,6 +126,11 @@ def cases() -> dict[str, tuple[Parts, int]]:
         "prefix": (Parts(), 2),
         "prefix_and_gate": (Parts(gate=RowGate(3 * draw(B, H, 80, seed=15))), 1),
         "sigmoid": (Parts(score=Sigmoid(-math.log(80))), 0),
+        "softcap": (Parts(score=Softmax(softcap=1.0)), 1),
+        "softpick": (Parts(score=Softpick()), 0),
+        "clipped": (Parts(score=Clipped(-0.3)), 0),
+        "clipped_after_a_prefix": (Parts(score=Clipped(-0.3), gate=RowGate(draw(B, H, 80, seed=16))), 1),
+        "elastic": (Parts(score=Elastic(torch.tensor([-3.0, -1.0, 0.0, 2.0]))), 2),
     }
 
 
@@ -143,6 +167,10 @@ def test_a_planted_sink_head():
     assert found["entropy"][0] < 0.01
     assert found["max_logit"][0] == pytest.approx(40 / math.sqrt(D))
     assert found["value_drain"][0] < 0.05 < 0.5 < found["value_drain"][1]
+    assert found["effective_support"][1:].tolist() == pytest.approx([(96 + 1) / 2] * 3)
+    assert found["effective_support"][0] == pytest.approx(1, abs=0.01)
+    assert not found["zero_weights"].any()
+    assert not found["dead_rows"].any()
     assert found["outlier_keys"] == 1  # a quarter of all mass, in the mean over heads
 
 
@@ -182,6 +210,17 @@ def test_a_slot_that_takes_the_mass_has_moved_it():
     assert found["sink_rate@0.3"][0] == 0
     assert found["explicit_sink_mass"][0] > 0.999
     assert found["explicit_sink_mass"][1:].tolist() == pytest.approx([nulls.uniform_slot_mass(96, 1)] * 3, rel=1e-5)
+
+
+def test_dead_rows_and_zeros_of_a_threshold():
+    """2 p − 1 at uniform scores: only the first row lives, and every weight of the others is 0."""
+    q, k, v = torch.zeros(B, H, 64, D), draw(B, H, 64, D), draw(B, H, 64, D, seed=1)
+    found = measured(q, k, v, Parts(score=Clipped(-1.0)))
+    for metric, value in (("dead_rows", 63 / 64), ("zero_weights", 63 / 64), ("effective_support", 1 / 64)):
+        assert found[metric].tolist() == pytest.approx([value] * H), metric
+    assert found["first_key_mass"].tolist() == pytest.approx([1 / 64] * H)
+    assert found["argmax_first"].tolist() == pytest.approx([1 / 64] * H)
+    assert not found["entropy"].any()
 
 
 def test_a_head_that_looks_at_itself_is_no_sink_for_any_key():
@@ -240,6 +279,9 @@ def test_nan_in_the_queries_reaches_the_metrics():
     q, k, v = draw(2, H, 32, D), draw(2, H, 32, D, seed=1), draw(2, H, 32, D, seed=2)
     q[0, 1, 5, 0] = math.nan
     found = measured(q, k, v)
-    for metric in ("first_key_mass", "first_key_mass_gated", "entropy", "argmax_first", "sink_rate@0.3", "max_logit"):
+    for metric in (
+        "first_key_mass", "first_key_mass_gated", "entropy", "argmax_first", "sink_rate@0.3", "max_logit",
+        "effective_support", "zero_weights", "dead_rows",
+    ):  # fmt: skip
         assert found[metric].isnan().tolist() == [False, True, False, False], metric
     assert found["outlier_keys"].isnan()

@@ -55,9 +55,23 @@ def test_the_weight_of_a_key_where_none_is_preferred(score, expected):
 
 def test_no_closed_form_for_weights_that_cannot_be_known():
     setting = Setting(64, 32, 4, 128, score=None)
-    for metric in ("first_key_mass", "first_key_mass_gated", "argmax_first", "outlier_keys", "entropy"):
+    even = ("effective_support", "zero_weights", "dead_rows", "argmax_first", "entropy")
+    for metric in ("first_key_mass", "first_key_mass_gated", "outlier_keys", *even):
         assert DEFINITIONS[metric].null.closed_form(setting) is None, metric
     assert DEFINITIONS["top1_to_median"].null.closed_form(setting) > 5
+
+
+def test_equal_weights_that_a_threshold_may_cut_have_no_closed_form():
+    for score, there in (
+        (Softmax(), True),
+        (Softpick(), False),
+        (Clipped(-0.1), False),
+        (Elastic(torch.tensor([-0.9, 2.0])), True),
+        (Elastic(torch.tensor([-1.0, 2.0])), False),
+    ):
+        for metric, value in (("effective_support", 32.5), ("zero_weights", 0), ("dead_rows", 0)):
+            null = DEFINITIONS[metric].null.closed_form(Setting(64, 32, 4, 128, score=score))
+            assert null == (value if there else None), (score, metric)
 
 
 def test_the_setting_is_read_off_the_network_and_its_attention():
