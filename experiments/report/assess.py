@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from experiments.report.comparison import EXTRA_PARAMETERS, Comparison, Variant
-from experiments.report.measures import Measure, at, measures, nulls, rounding, strongest
+from experiments.report.measures import CLOSED_FORM, INITIALISATION, Measure, at, measures, nulls, rounding, strongest
 from experiments.runs import Run
 from experiments.statistics import Interval, first_crossing, holm, interval
 
@@ -201,3 +201,15 @@ def values(variant: Variant, measure: Measure) -> tuple[list[float], list[Run]]:
     runs = list((variant.finished or variant.runs).values())
     found = [(value, run) for run in runs if (value := at(run, measure)) is not None]
     return [value for value, _ in found], [run for _, run in found]
+
+
+def own_null(comparison: Comparison, measure: Measure, runs: list[Run]) -> float | None:
+    """The null of one variant's runs, closed form or else initialisation, where it is worth saying: for a measure that
+    is not judged always, otherwise where the closed form is not the baseline's (a slot takes its share of any row)."""
+    found = [nulls(run, measure) for run in runs]
+    name = CLOSED_FORM if all(CLOSED_FORM in own for own in found) else INITIALISATION
+    own = [parts[name] for parts in found if name in parts]
+    theirs = {nulls(run, measure).get(CLOSED_FORM) for run in comparison.baseline.runs.values()}
+    if not own or (measure.worse and (name != CLOSED_FORM or set(own) <= theirs)):
+        return None
+    return fmean(own)

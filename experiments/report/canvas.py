@@ -81,7 +81,7 @@ def wrapped(label: str, width: int = 26) -> str:
 
 def _broken(line: str, width: int) -> list[str]:
     parts = []
-    while len(line) > width:
+    while len(line.rstrip(",")) > width:  # a comma may hang over the edge
         cut = max(line.rfind(mark, 0, width) for mark in "._=")
         cut = cut + 1 if cut > 0 else width
         parts.append(line[:cut])

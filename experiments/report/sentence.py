@@ -22,7 +22,9 @@ def sentence(comparison: Comparison) -> Picture | None:
     shown = [variant for variant in comparison.variants if variant.label in arrays]
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
-    wide, tall, title = 3.6, 3.2, 0.5
+    names = [wrapped(variant.label, 34) for variant in shown]
+    wide, tall, name = 3.6, 3.2, 0.16 * max(text.count("\n") + 1 for text in names)
+    title = 0.34 + name
     figure = canvas(wide * columns, (tall + title) * lines)
     with mpl.rc_context(STYLE):
         for i, variant in enumerate(shown):
@@ -32,11 +34,11 @@ def sentence(comparison: Comparison) -> Picture | None:
             box = (column * wide - 0.1, (lines - 1 - row) * (tall + title) - 0.1, wide - 0.05, tall + 0.3)
             axes = figure.add_axes(_share(figure, box), projection="3d")
             _spikes(axes, magnitudes[min(layer, len(magnitudes) - 1)], variant.colour, top)
-            left, above = (column + 0.5) * wide / figure.get_figwidth(), 1 - row / lines
-            named = wrapped(variant.label, 34).replace("\n", "")
-            figure.text(left, above - 0.06 / lines, named, fontsize=9.5, color=variant.colour, ha="center", va="top")
+            left, above = _share(figure, ((column + 0.5) * wide, (lines - row) * (tall + title) - 0.1, 0, 0))[:2]
+            figure.text(left, above, names[i], fontsize=9.5, color=variant.colour, ha="center", va="top")
+            below = above - (name + 0.08) / figure.get_figheight()
             largest = _largest(magnitudes[min(layer, len(magnitudes) - 1)], arrays[variant.label])
-            figure.text(left, above - 0.13 / lines, largest, fontsize=7.5, ha="center", va="top")
+            figure.text(left, below, largest, fontsize=7.5, ha="center", va="top")
     return Picture(
         "sentence", f"One sentence: magnitudes of the block output, layer {layer}",
         f"|h| over tokens and channels after training, seed {seed}; the layer in which {comparison.baseline.label}'s "

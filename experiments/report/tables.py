@@ -5,10 +5,9 @@ from collections.abc import Callable
 from html import escape
 from statistics import fmean, stdev
 
-from experiments.report.assess import DIFFERS, NO_DIFFERENCE, Assessment, values
+from experiments.report.assess import DIFFERS, NO_DIFFERENCE, Assessment, own_null, values
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.measures import CLOSED_FORM, INITIALISATION, RANDOM_TOKENS, Measure, at, measures
-from experiments.report.measures import nulls as nulls_of
 from experiments.report.wording import number, signed
 from experiments.runs import Run
 from outliers.definitions import DEFINITIONS
@@ -152,26 +151,12 @@ def _measure_cell(comparison: Comparison, assessment: Assessment, measure: Measu
         d = verdict.difference
         span = f" <span>[{signed(d.low)}, {signed(d.high)}]</span>" if math.isfinite(d.low) else ""
         text += f'<span class="delta">Δ {signed(d.mean)}{span}</span>'
-    text += _own_null(comparison, measure, runs)
+    own = own_null(comparison, measure, runs)
+    text += "" if own is None else f'<span class="delta">null {number(own)}</span>'
     if verdict is None:
         return text
     tag = TAGS.get(verdict.word, "na")
     return f'{text}<span class="tag {tag}" title="{escape(verdict.reason)}">{escape(verdict.word)}</span>'
-
-
-def _own_null(comparison: Comparison, measure: Measure, runs: list[Run]) -> str:
-    """A variant's own null, closed form or else initialisation: always where the measure is not judged, otherwise
-    where its closed form is not the baseline's. The mean over the runs."""
-    found = [nulls_of(run, measure) for run in runs]
-    name = CLOSED_FORM if all(CLOSED_FORM in own for own in found) else INITIALISATION
-    own = [nulls[name] for nulls in found if name in nulls]
-    if not own:
-        return ""
-    if measure.worse:
-        theirs = {nulls_of(run, measure).get(CLOSED_FORM) for run in comparison.baseline.runs.values()}
-        if name != CLOSED_FORM or set(own) <= theirs:
-            return ""
-    return f'<span class="delta">null {number(fmean(own))}</span>'
 
 
 def _null_cell(assessment: Assessment, measure: Measure) -> str:

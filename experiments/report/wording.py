@@ -14,6 +14,7 @@ from experiments.report.assess import (
     SEEDS_NEEDED,
     Assessment,
     Verdict,
+    own_null,
     values,
 )
 from experiments.report.comparison import Comparison
@@ -39,8 +40,8 @@ def findings(comparison: Comparison, assessment: Assessment) -> Findings:
     for measure in (measure for measure in measures() if measure.worse):
         ours = [verdict for verdict in assessment.verdicts if verdict.measure.id == measure.id]
         name = measure.title + _levels(comparison, assessment, measure)
-        different = [_difference(verdict) for verdict in ours if verdict.word == DIFFERS]
-        equal = [_difference(verdict) for verdict in ours if verdict.word == NO_DIFFERENCE]
+        different = [_difference(comparison, verdict) for verdict in ours if verdict.word == DIFFERS]
+        equal = [_difference(comparison, verdict) for verdict in ours if verdict.word == NO_DIFFERENCE]
         if different:
             shows.append(f"{name}: {'; '.join(different)}.")
         if equal:
@@ -161,10 +162,12 @@ def _levels(comparison: Comparison, assessment: Assessment, measure: Measure) ->
     return f" ({level}{f', null {number(null)}' if null is not None else ''})"
 
 
-def _difference(verdict: Verdict) -> str:
+def _difference(comparison: Comparison, verdict: Verdict) -> str:
     d = verdict.difference
     assert d is not None  # an assessable verdict has pairs
-    span = f"[{signed(d.low)}, {signed(d.high)}]"
+    variant = next(variant for variant in comparison.others if variant.label == verdict.variant)
+    own = own_null(comparison, verdict.measure, values(variant, verdict.measure)[1])
+    span = f"[{signed(d.low)}, {signed(d.high)}]{'' if own is None else f', its own null {number(own)}'}"
     if verdict.word == DIFFERS:
         return f"{verdict.variant} {'higher' if d.mean > 0 else 'lower'} by {number(abs(d.mean))} {span}"
     # An interval stands for itself; Holm's correction asks for more the more comparisons are made.

@@ -59,7 +59,8 @@ def test_a_large_difference_is_one(tmp_path):
     assert sink.difference.mean == pytest.approx(0.1 * 0.201 - 0.201)
     shows = " ".join(findings(comparison, assessment).shows)
     assert "Validation loss (softmax 1.001, null 3.000): sink_logit lower by 0.400" in shows
-    assert "Mass on the first key, gate-weighted (softmax 0.201, null 0.100): sink_logit lower by 0.181" in shows
+    assert "Mass on the first key, gate-weighted (softmax 0.201, null 0.100): sink_logit lower by 0.181 [−" in shows
+    assert "], its own null 0.059." in shows  # a logit's share of even attention: mean 1 / (1 + i)
 
 
 def test_seed_noise_is_no_difference(tmp_path):

@@ -8,6 +8,7 @@ from synthetic_runs import flat, write_run
 
 from errors import InputError
 from experiments.report import build, main
+from experiments.report.canvas import wrapped
 from experiments.report.comparison import load
 from experiments.report.figures import over_seeds
 from experiments.report.maps import head_grid, layer_grid
@@ -170,6 +171,17 @@ def test_long_names_and_many_variants(tmp_path):
     assert len(looks) == 9
     _, text = read(build(tmp_path))
     assert "AttentionWithAVeryLongName" in text.replace("\u200b", "")
+
+
+def test_a_long_name_is_broken_at_its_marks():
+    name = "a_package_of_mine.attention_variants.AttentionWithAVeryLongName,beta=2,strength=0.25"
+    assert wrapped(name).split("\n") == [
+        "a_package_of_mine.",
+        "attention_variants.",
+        "AttentionWithAVeryLongName,",
+        "beta=2, strength=0.25",
+    ]
+    assert wrapped("softmax") == "softmax"
 
 
 def test_names_are_escaped(tmp_path):
