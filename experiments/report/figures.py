@@ -61,14 +61,15 @@ def draw_band(axes: Axes, variant: Variant, steps: np.ndarray, values: np.ndarra
 def _curve(
     comparison: Comparison, name: str, title: str, unit: str, series: Series, caption: str, *,
     zoom: bool = False, lines: list[tuple[str, float]] | None = None, markers: bool = False,
-    variants: list[Variant] | None = None,
+    variants: list[Variant] | None = None, varying: bool = False,
 ) -> Picture | None:  # fmt: skip
+    """None where nothing is logged, or, with `varying`, where all is one number, which the table says better."""
     drawn = []
     for variant in variants or comparison.variants:
         found = over_seeds([variant.runs[seed] for seed in sorted(variant.runs)], series)
         if found is not None:
             drawn.append((variant, *found))
-    if not drawn:
+    if not drawn or (varying and len(np.unique(np.concatenate([values.ravel() for _, _, values in drawn]))) == 1):
         return None
     with mpl.rc_context(STYLE):
         figure, axes = plot([variant for variant, _, _ in drawn], WIDTH, HEIGHT)
@@ -128,7 +129,10 @@ def _headline(comparison: Comparison, measure: Measure) -> Picture | None:
     hardest = [strongest(measure, nulls(run, measure)) for run in comparison.baseline.runs.values()]
     known = [value for value in hardest if value is not None]
     lines = [("null", sum(known) / len(known))] if known and measure.worse else []
-    return _curve(comparison, f"curve-{measure.id}", measure.title, measure.unit, series, "", lines=lines, markers=True)
+    return _curve(
+        comparison, f"curve-{measure.id}", measure.title, measure.unit, series, "",
+        lines=lines, markers=True, varying=True,
+    )  # fmt: skip
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
