@@ -1,5 +1,6 @@
 """Maps: outlier metrics by layer and step, and attention to the first key by layer and head."""
 
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,9 +28,10 @@ Grid = tuple[np.ndarray, np.ndarray]
 
 
 def maps(comparison: Comparison) -> list[Picture]:
-    """One layer × step picture for each metric with layers, then attention by head, then the sentence."""
+    """Attention by head, the sentence, then by layer and step: all attention metrics, and each of the others."""
     layered = [layer_maps(comparison, definition) for definition in DEFINITIONS.values() if definition.scope != "head"]
-    return [picture for picture in (head_maps(comparison), sentence(comparison), *layered) if picture is not None]
+    pictures = (head_maps(comparison), sentence(comparison), attention_maps(comparison), *layered)
+    return [picture for picture in pictures if picture is not None]
 
 
 @lru_cache(maxsize=512)
@@ -50,16 +52,25 @@ def _rows(run: Run) -> dict[tuple[str, str], np.ndarray]:
 
 
 def layer_grid(run: Run, metric: str, site: str) -> Grid | None:
-    """(steps, values (layer, step)) of one metric at one site on the probe's text; None where it was not measured."""
+    """(steps, values (layer, step)) of one metric at one site on the probe's text; None where it was not measured.
+
+    Over a layer's heads: the mean, or the maximum where the metric's headline is one.
+    """
     rows = _rows(run).get((metric, site), np.empty((0, 4)))
-    rows = rows[(rows[:, 1] >= 0) & (rows[:, 2] < 0)]
+    rows = rows[rows[:, 1] >= 0]
     if not len(rows):
         return None
     steps, columns = np.unique(rows[:, 0].astype(int), return_inverse=True)
-    layers = rows[:, 1].astype(int)
-    grid = np.full((layers.max() + 1, len(steps)), np.nan)
-    grid[layers, columns] = rows[:, 3]
-    return steps, grid
+    layers, values = rows[:, 1].astype(int), rows[:, 3]
+    headlines = DEFINITIONS[metric].headlines
+    if headlines and headlines[0].reduction == "max":
+        grid = np.full((layers.max() + 1, len(steps)), -np.inf)
+        np.maximum.at(grid, (layers, columns), values)
+        return steps, np.where(np.isneginf(grid), np.nan, grid)
+    sums, counts = np.zeros((2, layers.max() + 1, len(steps)))
+    np.add.at(sums, (layers, columns), values)
+    np.add.at(counts, (layers, columns), 1)
+    return steps, np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
 def head_grid(run: Run, metric: str) -> np.ndarray | None:
@@ -77,30 +88,64 @@ def head_grid(run: Run, metric: str) -> np.ndarray | None:
 
 def layer_maps(comparison: Comparison, definition: Definition) -> Picture | None:
     """Rows: sites; columns: variants; each row shares one colour scale. Mean over seeds."""
-    rows = []
-    for site in definition.sites or ("",):
-        grids = {v.label: grid for v in comparison.variants if (grid := _mean_grid(v, definition.id, site)) is not None}
-        if grids:
-            norm = _norm([grid for _, grid in grids.values()])
-            blocks = {name: Block(grid, [str(step) for step in steps]) for name, (steps, grid) in grids.items()}
-            rows.append(Row(site.replace("_", " "), blocks, norm))
+    found = [_row(comparison, definition, site, site.replace("_", " ")) for site in definition.sites or ("",)]
+    rows = [row for row in found if row is not None]
     if not rows:
         return None
     settings = [run.setting for run in comparison.baseline.runs.values() if run.setting is not None]
     closed = definition.null.closed_form(settings[0]) if definition.null.closed_form and settings else None
     told = [] if definition.unit == "1" else [f"Unit: {definition.unit}."]
     told += [] if closed is None else [f"Closed-form null: {number(closed)}."]
-    values = np.unique(np.concatenate([block.grid.ravel() for row in rows for block in row.blocks.values()]))
-    if len(values) == 1:
-        told.append(f"It is {number(float(values[0]))} everywhere: at every site, layer and step, in every variant.")
+    same = [_same(row) for row in rows]
+    drawn = None in same or len(set(same)) > 1
+    if not drawn:
+        told.append(f"It is {number(same[0])} everywhere: at every site, layer and step, in every variant.")
     return Picture(
         f"layers-{definition.id}",
         f"{definition.title}, by layer and step",
         " ".join(told),
-        render(_draw(comparison, rows, "step")) if len(values) > 1 else None,
+        render(_draw(comparison, rows, "step")) if drawn else None,
         wide=True,
         minor=not definition.headline,
     )
+
+
+def attention_maps(comparison: Comparison) -> Picture | None:
+    """Rows: the attention metrics, over a layer's heads; columns: variants. What is one number throughout is told."""
+    rows, told = [], []
+    for definition in DEFINITIONS.values():
+        row = (
+            _row(comparison, definition.id, "", textwrap.fill(definition.title, 19))
+            if definition.scope == "head"
+            else None
+        )
+        if row is not None and (same := _same(row)) is not None:
+            told.append(f"{definition.title}: {number(same)} everywhere.")
+        elif row is not None:
+            rows.append(row)
+    if not rows:
+        return None
+    return Picture(
+        "layers-attention",
+        "Attention, by layer and step",
+        " ".join(["Mean over a layer’s heads, of the logit the maximum.", *told]),
+        render(_draw(comparison, rows, "step")),
+        wide=True,
+    )
+
+
+def _row(comparison: Comparison, definition: Definition, site: str, name: str) -> "Row | None":
+    grids = {v.label: grid for v in comparison.variants if (grid := _mean_grid(v, definition.id, site)) is not None}
+    if not grids:
+        return None
+    blocks = {label: Block(grid, [str(step) for step in steps]) for label, (steps, grid) in grids.items()}
+    return Row(name, blocks, _norm([grid for _, grid in grids.values()], share=definition.unit.startswith("share")))
+
+
+def _same(row: "Row") -> float | None:
+    """The one value of all a row's panels, or None where there are several."""
+    values = np.unique(np.concatenate([block.grid.ravel() for block in row.blocks.values()]))
+    return float(values[0]) if len(values) == 1 else None
 
 
 def head_maps(comparison: Comparison) -> Picture | None:
@@ -227,13 +272,14 @@ def _scale(axes: Axes, norm: Normalize, x: float, y: float, tall: float) -> None
         axes.text(x + 0.16, y + tall / 2, "log", fontsize=7, va="center", color="#777777")
 
 
-def _norm(grids: list[np.ndarray]) -> Normalize:
-    """One scale for all; logarithmic where the values span more than a factor of 30."""
+def _norm(grids: list[np.ndarray], share: bool) -> Normalize:
+    """One scale for all; logarithmic where the values span more than a factor of 30, but for shares, which are read
+    against 1."""
     every = np.concatenate([grid.ravel() for grid in grids])
     every = every[np.isfinite(every)]
     if not len(every):
         return Normalize(0, 1)
     low, high = float(every.min()), float(every.max())
-    if low > 0 and high / low > 30:
+    if not share and low > 0 and high / low > 30:
         return LogNorm(low, high)
     return Normalize(low, high if high > low else low + 1)

@@ -14,6 +14,7 @@ from experiments.report.figures import over_seeds
 from experiments.report.maps import head_grid, layer_grid
 from experiments.runs import Run
 from outliers.definitions import DEFINITIONS
+from outliers.table import Rows, write
 
 
 class Reader(HTMLParser):
@@ -66,6 +67,7 @@ def test_a_whole_report(tmp_path, capsys):
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"training-loss.png", "validation-loss.png", "validation-loss-difference.png", "first-key.png"} <= figures
     assert {"sentence.png", "curve-first_key_mass_gated.png", "layers-top1_to_median.png"} <= figures
+    assert "layers-attention.png" in figures
     assert len(figures) == len(reader.alternatives)
 
 
@@ -199,6 +201,17 @@ def test_grids_hold_what_the_probe_wrote(tmp_path):
     assert grid[1].tolist() == pytest.approx([0.1, 0.125, 0.15, 0.175, 0.2])
     assert head_grid(run, "first_key_mass") == pytest.approx(0.2)
     assert layer_grid(run, "inf_norm", "nowhere") is None
+
+
+def test_a_layers_heads_are_averaged_but_for_the_largest_logit(tmp_path):
+    rows = Rows()
+    for metric, values in (("first_key_mass", ((0.1, 0.3), (0.5, 0.7))), ("max_logit", ((1.0, 3.0), (9.0, 5.0)))):
+        for layer, heads in enumerate(values):
+            for head, entry in enumerate(heads):
+                rows.add(metric, entry, layer=layer, head=head)
+    write(tmp_path / "probes" / "step=000000.parquet", rows.table(0, "probe", {}))
+    assert layer_grid(Run(tmp_path), "first_key_mass", "")[1].tolist() == [[pytest.approx(0.2)], [pytest.approx(0.6)]]
+    assert layer_grid(Run(tmp_path), "max_logit", "")[1].tolist() == [[3.0], [9.0]]
 
 
 def test_curves_of_runs_of_unequal_length(tmp_path):
