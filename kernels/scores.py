@@ -37,7 +37,8 @@ def unpack(family: str, numbers: Sequence[float], offset: Tensor | None) -> Scor
     if family == "clipped":
         gamma, zeta, per_row = numbers
         return Clipped(gamma, zeta, bool(per_row))
-    if family == "elastic" and offset is not None:
+    if family == "elastic":
+        assert offset is not None
         return Elastic(offset)
     return Softmax(*numbers)
 
