@@ -113,12 +113,8 @@ def layer_maps(comparison: Comparison, definition: Definition) -> Picture | None
 def attention_maps(comparison: Comparison) -> Picture | None:
     """Rows: the attention metrics, over a layer's heads; columns: variants. What is one number throughout is told."""
     rows, told = [], []
-    for definition in DEFINITIONS.values():
-        row = (
-            _row(comparison, definition.id, "", textwrap.fill(definition.title, 19))
-            if definition.scope == "head"
-            else None
-        )
+    for definition in (definition for definition in DEFINITIONS.values() if definition.scope == "head"):
+        row = _row(comparison, definition, "", textwrap.fill(definition.title, 19))
         if row is not None and (same := _same(row)) is not None:
             told.append(f"{definition.title}: {number(same)} everywhere.")
         elif row is not None:
