@@ -8,9 +8,13 @@ import sys
 import time
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from errors import InputError
 from experiments.arguments import Arguments, cores
+
+if TYPE_CHECKING:
+    from experiments.compare import Job
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OUT = Path("runs") / "demo"
@@ -29,25 +33,30 @@ MOST_AT_ONCE = 4
 
 def main() -> int:
     """Train what is not there yet and write runs/demo/report.html. Returns the exit code of `compare`."""
-    from experiments.compare import plan
     from experiments.pool import Pool
     from experiments.progress import duration
     from experiments.report import build
 
     began = time.monotonic()
     pool = Pool(min(cores(), MOST_AT_ONCE))
-    plans = [
-        plan(Arguments(CONFIGS / config, list(ATTENTIONS), list(SEEDS), OUT / name, pool.jobs, list(changes)))
-        for name, (config, changes) in COMPARISONS.items()
-    ]
-    # By turns, so that the pace of every comparison is known early and the time left with it.
-    jobs = [job for turn in zip_longest(*plans) for job in turn if job is not None]
+    jobs = plan_all(pool.jobs)
     print(f"{len(jobs)} runs: {', '.join(ATTENTIONS)}; {', '.join(COMPARISONS)}; {pool.jobs} at once", flush=True)
     code = pool.run(jobs)
     if code < 128:
         print("drawing the report", flush=True)
         print(f"report: {build(OUT)} (after {duration(time.monotonic() - began)})")
     return code
+
+
+def plan_all(at_once: int) -> list["Job"]:
+    """Every run, checked, its corpus prepared; the comparisons by turns, so that the pace of each is known early."""
+    from experiments.compare import plan
+
+    plans = [
+        plan(Arguments(CONFIGS / config, list(ATTENTIONS), list(SEEDS), OUT / name, at_once, list(changes)))
+        for name, (config, changes) in COMPARISONS.items()
+    ]
+    return [job for turn in zip_longest(*plans) for job in turn if job is not None]
 
 
 if __name__ == "__main__":
