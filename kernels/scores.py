@@ -5,6 +5,8 @@ against every key that they see; the last dimension runs over keys. S is overwri
 
 count: n_i, the number of visible keys, at least 1, a tensor of S's dtype that broadcasts against S, as `Elastic.offset`
 must do here.
+
+Masks are numbers, 0 and 1, where their pattern is irregular: a boolean one costs the CPU several times as much.
 """
 
 from collections.abc import Sequence
@@ -55,19 +57,22 @@ def weights(score: Score, S: Tensor, count: Tensor) -> tuple[Tensor, Tensor | No
     if isinstance(score, Sigmoid):
         return S.add_(score.bias).sigmoid_(), None
     if isinstance(score, Softpick):
-        # A hidden key as S = 0 adds |e^0 − 1| = 0 and does not move the pivot max(0, max S).
-        S.masked_fill_(S.isneginf(), 0)
-        positive = S > 0
+        S = _zero_hidden_(S)
         pivot = S.amax(-1, keepdim=True).clamp_min_(0)
-        # |e^S − 1| = e^max(S, 0) (1 − e^−|S|): exact where S is small, finite where it is large.
-        P = S.clamp_min(0).sub_(pivot).exp_().mul_(S.abs_().neg_().expm1_().neg_())
-        total = P.sum(-1, keepdim=True)
-        return P.mul_(positive).div_(_positive(total)), total.log().add_(pivot)
-    if isinstance(score, Softmax):
-        return _softmax_(S)
-    hidden = S.isneginf()
-    P, L = _softmax_(S)
-    return _clip_(score, P, hidden, count)[0], L
+        # e^S − 1 = ±e^max(S, 0) (1 − e^−|S|): exact where S is small, finite where it is large.
+        signed = S.abs().neg_().expm1_().copysign_(S)
+        P = S.clamp_min_(0).sub_(pivot).exp_().mul_(signed)
+        total = P.abs().sum(-1, keepdim=True)
+        return P.clamp_min_(0).div_(_positive(total)), total.log_().add_(pivot)
+    hidden = S.isneginf() if isinstance(score, Elastic) else None
+    pivot = S.amax(-1, keepdim=True)
+    pivot.masked_fill_(pivot.isneginf(), 0)  # a row without keys: exp(−∞ − 0) = 0, L = log 0
+    P = S.sub_(pivot).exp_()
+    total = P.sum(-1, keepdim=True)
+    P.div_(_positive(total))
+    if isinstance(score, Clipped | Elastic):
+        _clip_(score, P, hidden, count)
+    return P, total.log_().add_(pivot)
 
 
 def gradients(
@@ -84,9 +89,9 @@ def gradients(
     assert L is not None
     L = L.masked_fill(L.isneginf(), torch.inf)  # an empty row: P = exp(S − ∞) = 0
     if isinstance(score, Softpick):
-        S.masked_fill_(S.isneginf(), 0)
-        E = (S - L).exp_()
-        dP.mul_(S > 0).addcmul_(S.sign(), delta, value=-1).mul_(E)
+        S = _zero_hidden_(S)
+        E, sign = (S - L).exp_(), S.sign()
+        dP.mul_(sign.clamp_min(0)).addcmul_(sign, delta, value=-1).mul_(E)
         return E.mul_(S.clamp_min_(0).neg_().expm1_().neg_()), dP, None
     if isinstance(score, Softmax):
         chain = None
@@ -95,36 +100,35 @@ def gradients(
         P = S.sub_(L).exp_()
         dP.sub_(delta).mul_(P)
         return P, dP if chain is None else dP.mul_(chain), None
-    hidden = S.isneginf()
+    hidden = S.isneginf() if isinstance(score, Elastic) else None
     P = S.sub_(L).exp_()
-    line, slope, active = _clip_(score, P.clone(), hidden, count)
-    dP.mul_(active)
+    cut = P.clone()
+    slope = _clip_(score, cut, hidden, count)
+    dP.mul_(cut.sign())  # M: where the line is above 0 …
+    if isinstance(score, Clipped) and score.zeta > 1:
+        dP.mul_(cut < 1)  # … and under 1
     d_shift = dP.sum(-1, keepdim=True).div_(count) if isinstance(score, Elastic) else None
     dP.mul_(P).mul_(slope)
     dP.addcmul_(P, delta + dP.sum(-1, keepdim=True), value=-1)
-    return line, dP, d_shift
+    return cut, dP, d_shift
 
 
-def _softmax_(S: Tensor) -> tuple[Tensor, Tensor]:
-    """The softmax in place, and L (…, 1)."""
-    pivot = S.amax(-1, keepdim=True)
-    pivot.masked_fill_(pivot.isneginf(), 0)  # a row without keys: exp(−∞ − 0) = 0, L = log 0
-    P = S.sub_(pivot).exp_()
-    total = P.sum(-1, keepdim=True)
-    return P.div_(_positive(total)), total.log_().add_(pivot)
-
-
-def _clip_(score: Clipped | Elastic, P: Tensor, hidden: Tensor, count: Tensor) -> tuple[Tensor, Tensor | float, Tensor]:
-    """From the softmax's P in place: the weights a_i P + γ_i within their limits, a_i, and where they lie inside."""
+def _clip_(score: Clipped | Elastic, P: Tensor, hidden: Tensor | None, count: Tensor) -> Tensor | float:
+    """The softmax's P becomes a_i P + γ_i within its limits, in place. Returns a_i. hidden: for elastic."""
     if isinstance(score, Elastic):
-        line = P.add_(score.offset / count)
-        active = (line > 0).logical_and_(~hidden)  # a positive offset lifts hidden keys too
-        return line.mul_(active), 1.0, active
+        P.add_(score.offset / count).clamp_min_(0)
+        if hidden is not None:  # a positive offset lifts hidden keys too
+            P.masked_fill_(hidden, 0)
+        return 1.0
     gamma = score.gamma / count if score.per_row else score.gamma
     slope = score.zeta - gamma
-    line = P.mul_(slope).add_(gamma)
-    active = (line > 0).logical_and_(line <= 1)
-    return line.clamp_(0, 1), slope, active
+    P.mul_(slope).add_(gamma).clamp_(0, 1)
+    return slope
+
+
+def _zero_hidden_(S: Tensor) -> Tensor:
+    """Scores with 0 for −∞, in place: softpick's |e^0 − 1| adds nothing, and its pivot max(0, max S) stays."""
+    return S.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=0)
 
 
 def _positive(total: Tensor) -> Tensor:
