@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parts import Elastic, Parts, Score, Sigmoid, SinkLogits, SinkSlots, Softmax, Softpick
-from .reference import finish, wide, without_autocast
-from .rows import add_, dot, per_row
+from .parts import Elastic, Parts, Score, Sigmoid, SinkSlots, Softmax, Softpick
+from .reference import finish, sink_logits, wide, without_autocast
 from .scores import cap_, gradients, pack, unpack, weights
 
 BLOCK = 64  # rows; a block's scores take B · H · 64 · S numbers
@@ -39,15 +38,11 @@ def blockwise(
     L_BHT = None if isinstance(parts.score, Sigmoid) else L
     y_BHTD, high = o_BHTD, wide(q_BHTD.dtype)
     if parts.sinks is not None and L_BHT is not None:
-        if isinstance(parts.sinks, SinkLogits):
-            sink_BHT = per_row(parts.sinks.logits, high)
-        else:
-            slots_BHTn = dot(q_BHTD, parts.sinks.keys, high) * scale
-            sink_BHT = slots_BHTn.logsumexp(-1)
-        L_real_BHT, L_BHT = L_BHT, torch.logaddexp(L_BHT, sink_BHT)
+        sinks_BHTn = sink_logits(q_BHTD, parts.sinks, scale)
+        L_real_BHT, L_BHT = L_BHT, torch.logaddexp(L_BHT, sinks_BHTn.logsumexp(-1))
         y_BHTD = y_BHTD * (L_real_BHT - L_BHT).exp()[..., None]  # σ(L_real − s) saturates: no gradient for a faint sink
         if isinstance(parts.sinks, SinkSlots) and parts.sinks.values is not None:
-            add_(y_BHTD, (slots_BHTn - L_BHT[..., None]).exp(), parts.sinks.values)
+            y_BHTD = y_BHTD + (sinks_BHTn - L_BHT[..., None]).exp() @ parts.sinks.values.to(high)
     return finish(y_BHTD, L_BHT, q_BHTD, parts, scale).to(q_BHTD.dtype), L_BHT
 
 

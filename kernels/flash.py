@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+
+from .rows import widen
 
 aten = torch.ops.aten
 
@@ -103,4 +104,4 @@ def _adjacent(x: Tensor) -> Tensor:
 
 
 def _padded(x: Tensor) -> Tensor:
-    return _adjacent(pad(x, (0, -x.shape[-1] % 8)) if x.shape[-1] % 8 else x)
+    return _adjacent(widen(x, -x.shape[-1] % 8) if x.shape[-1] % 8 else x)

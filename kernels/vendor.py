@@ -9,19 +9,18 @@ the incoming gradient: dS = P̃ (dY·v − Δ), P̃ = exp(S − Λ). The op comp
 What is left are row reductions. Shapes: B batch, H query heads, G key/value heads, T length, D head size, n slots.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import softplus
 
 from .flash import DEVICES
 from .parts import ElementGate, Parts, RowGate, SinkLogits, SinkSlots
 from .reference import finish, wide
-from .rows import add_, dot, per_head, per_row, row_dot, total
+from .rows import add_, batch_rows, dot, head_rows, heads, heads_view, logits, per_row, rows_first, total, widen
 
-LOWEST_GATE = -85.0  # e^85 is still a float32: a gate logit below it is taken as this
+sigmoid_backward = torch.ops.aten.sigmoid_backward  # (dY, σ) -> dY σ (1 − σ)
 
 
 def vendor(
@@ -32,13 +31,15 @@ def vendor(
         # A gradient of L and a folded gate do not go together: gate and vector are left to autograd here.
         y, L = _attention(q_BHTD, k_BGTD, v_BGTD, Parts(sinks=parts.sinks), scale, True)
         return finish(y, L, q_BHTD, parts, scale).to(y.dtype), L
-    if parts == Parts():
+    if parts.sinks is None and parts.added is None and parts.gate is None:
         return DEVICES[q_BHTD.device.type].forward(q_BHTD, k_BGTD, v_BGTD, scale)[0], None
     return _attention(q_BHTD, k_BGTD, v_BGTD, parts, scale, False), None
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, parts: Parts, scale: float, with_lse: bool) -> Any:
     sinks, added, gate = parts.sinks, parts.added, parts.gate
+    if isinstance(sinks, SinkSlots) or (added is not None and added.key is not None):
+        q = rows_first(q)  # o and dq take q's layout, and multiples of learned vectors are added to them in place
     inputs = (
         *(q, k, v),
         sinks.logits if isinstance(sinks, SinkLogits) else None,
@@ -51,10 +52,10 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, parts: Parts, scale: float, with
         1.0 if gate is None else float(gate.span),
         scale,
     )
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+    if torch.is_grad_enabled():
         return _Fold.apply(*inputs, with_lse)
     y, rows, _ = _forward(_Inputs(*inputs[:-2]), *inputs[-2:])
-    return (y, rows.L) if with_lse else y
+    return (y, rows.lse) if with_lse else y
 
 
 class _Inputs(NamedTuple):
@@ -73,13 +74,14 @@ class _Inputs(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What the forward finds and the backward needs; None for what the variant has not."""
+    """What the forward finds and the backward needs; None for what the variant has not. N = B·T."""
 
     out: Tensor  # (B, H, T, D), chosen so that dY · out = Δ
-    L: Tensor  # (B, H, T), sinks in, gate out
-    slots: Tensor | None  # (B, H, T, n) logits of the slots
-    w: Tensor | None  # (B, H, T) weight of the added vector
-    sigma: Tensor | None  # (B, H, T, D) σ of an element gate
+    lse: Tensor  # (B, H, T), Λ: sinks and row gate in
+    q: Tensor | None  # (H, N, D), where there is a learned key
+    slots: Tensor | None  # (H, n, N) weights of the slots, gate out
+    w: Tensor | None  # (H, 1, N) weight of the added vector, gate out
+    sigma: Tensor | None  # σ of the gate's logits, (B, H, T) or (B, H, T, D)
 
 
 def _forward(x: _Inputs, span: float, scale: float) -> tuple[Tensor, _Rows, tuple[Any, ...]]:
@@ -88,39 +90,45 @@ def _forward(x: _Inputs, span: float, scale: float) -> tuple[Tensor, _Rows, tupl
     The op's fresh output is changed in place: a variant costs one or two passes over (B, H, T, D).
     """
     dtype, high = x.q.dtype, wide(x.q.dtype)
-    slots = w = sigma = sink = along_key = None
-    if x.slot_keys is not None:
-        slots = dot(x.q, x.slot_keys, high) * scale
-        sink = slots[..., 0] if slots.shape[-1] == 1 else slots.logsumexp(-1)
-    if x.key is not None:
-        along_key = dot(x.q, x.key[:, None], high)[..., 0] * scale
-    if x.sink_logits is not None:
-        sink = per_row(x.sink_logits, high)
-
     out, L, extra = DEVICES[x.q.device.type].forward(x.q, x.k, x.v, scale)
-    if sink is not None:
-        out.mul_(torch.sigmoid(L - sink)[..., None])
-        L = L + softplus(sink - L, threshold=40.0)  # log(e^L + e^s), never overflowing
-        if slots is not None and x.slot_values is not None:
-            add_(out, (slots - L[..., None]).exp(), x.slot_values)
+    q_HND = heads(x.q) if x.slot_keys is not None or x.key is not None else None
+    slots = w = sigma = None
+    if x.sink_logits is not None:
+        excess = per_row(x.sink_logits, high) - L
+        L = L + softplus(excess, threshold=40.0)  # log(e^L + e^s), never overflowing
+        out.mul_(excess.neg_().sigmoid_().unsqueeze(-1))
+    if x.slot_keys is not None and q_HND is not None:
+        L_H1N = head_rows(L)
+        each = logits(q_HND, x.slot_keys.to(high), scale, L_H1N)
+        excess = each if each.shape[1] == 1 else each.logsumexp(1, keepdim=True)
+        growth = softplus(excess, threshold=40.0)
+        slots = (each - growth).exp_()
+        L = batch_rows(L_H1N + growth, len(L))
+        if x.slot_values is not None and slots.shape[1] == 1 and dtype == high:
+            heads_view(out).lerp_(x.slot_values.to(high), slots.mT)
+        else:
+            heads_view(out).mul_(excess.neg_().sigmoid_().mT)
+            if x.slot_values is not None:
+                add_(heads_view(out), slots, x.slot_values.to(high))
 
     y = out
     if x.vector is not None:
-        vector = per_head(x.vector, high)
-        if along_key is None:
+        vector = x.vector.to(high).unsqueeze(1)
+        if x.key is None or q_HND is None:
             y = (out + vector).to(dtype)
         else:
-            w = torch.sigmoid(along_key - L)
-            out.addcmul_((w - w * w)[..., None], vector)
-            y = torch.addcmul(out, (w * w)[..., None], vector).to(dtype)
+            w = logits(q_HND, x.key.to(high).unsqueeze(1), scale, head_rows(L)).sigmoid_()
+            y = torch.addcmul(out, batch_rows(w, len(L)).unsqueeze(-1), vector).to(dtype)
+            add_(heads_view(out), torch.addcmul(w, w, w, value=-1), vector)
     if x.row_logits is not None:
-        y = (y * _row_gate(x.row_logits, span, high)[0][..., None]).to(dtype)
+        sigma = torch.sigmoid(x.row_logits.to(high))
+        gate = _spanned(sigma, span)
+        L = L - gate.log()
+        y = (y * gate.unsqueeze(-1)).to(dtype)
     if x.element_logits is not None:
         sigma = torch.sigmoid(x.element_logits.to(torch.promote_types(x.element_logits.dtype, dtype)))
-        y = (y * sigma).to(dtype)
-        if span != 1.0:
-            y.mul_(span)
-    return y, _Rows(out, L, slots, w, sigma), extra
+        y = _spanned((y * sigma).to(dtype), span)
+    return y, _Rows(out, L, q_HND, slots, w, sigma), extra
 
 
 class _Fold(torch.autograd.Function):
@@ -135,22 +143,24 @@ class _Fold(torch.autograd.Function):
         ctx.span, ctx.scale = span, scale
         # An element gate's logits are as large as y; its σ alone is kept.
         ctx.save_for_backward(*x._replace(element_logits=None), *rows, *extra)
-        return (y, rows.L) if with_lse else y
+        return (y, rows.lse) if with_lse else y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor, dL: Tensor | None = None) -> Any:
         split = len(_Inputs._fields)
         x, rest = _Inputs(*ctx.saved_tensors[:split]), ctx.saved_tensors[split:]
         rows, extra = _Rows(*rest[: len(_Rows._fields)]), rest[len(_Rows._fields) :]
+        dO, d_element = dY, None
+        if ctx.element_dtype is not None:  # an element gate is not folded: it changes the rows of dY
+            dO, d_element = _through_element_gate(dY, x, rows, ctx.span)
+            d_element = d_element.to(ctx.element_dtype)
         needs_sink_logits = x.sink_logits is not None and ctx.needs_input_grad[3]
-        gradients = _backward(dY, dL, x, rows, extra, ctx.span, ctx.scale, needs_sink_logits)
-        wanted = [*x[:-1], ctx.element_dtype]
-        dtypes = [like.dtype if isinstance(like, Tensor) else like for like in wanted]
-        return *(g if g is None else g.to(t) for g, t in zip(gradients, dtypes, strict=True)), None, None, None
+        gradients = _backward(dO, dL, x, rows, extra, ctx.span, ctx.scale, needs_sink_logits)
+        return *gradients, d_element, None, None, None
 
 
 def _backward(
-    dY: Tensor,
+    dO: Tensor,
     dL: Tensor | None,
     x: _Inputs,
     rows: _Rows,
@@ -158,65 +168,70 @@ def _backward(
     span: float,
     scale: float,
     needs_sink_logits: bool,
-) -> _Inputs:
-    """The gradients of the inputs, in the dtype of the arithmetic; the table and the formulas are README.md's."""
-    high = wide(x.q.dtype)
-    out, L, slots, w, sigma = rows
-    d_sink_logits = d_slot_keys = d_slot_values = d_vector = d_key = d_row = d_element = None
-
-    dO, lse = dY, L
-    if sigma is not None:  # an element gate is not folded: it changes the rows of dY
-        dO = (dY * sigma).to(x.q.dtype)
-        if span != 1.0:
-            dO.mul_(span)
-    if x.row_logits is not None:
-        g, log_g, one_minus_sigma = _row_gate(x.row_logits, span, high)
-        lse = L - log_g
-    if slots is not None or x.row_logits is not None or needs_sink_logits:
-        delta = row_dot(dO, out, high)
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs but an element gate's; the table and the formulas are README.md's."""
+    high, gate = wide(x.q.dtype), None
+    if x.slot_keys is not None or x.vector is not None:
+        dO_HND = heads(dO)
+        if x.row_logits is not None and rows.sigma is not None:
+            gate = head_rows(_spanned(rows.sigma, span))
+    if rows.slots is not None or x.row_logits is not None or needs_sink_logits:
+        delta = (dO.to(high) * rows.out).sum(-1)
         if dL is not None:
             delta = delta - dL
+
+    d_sink_logits = d_keys = d_values = d_vector = d_key = d_row = None
+    to_queries: list[tuple[Tensor, Tensor]] = []  # multiples (H, n, N) of learned keys (H, n, D), a part of dq
     if x.sink_logits is not None and needs_sink_logits:
-        d_sink_logits = (per_row(x.sink_logits, high) - lse).exp() * -delta
+        d_sink_logits = (per_row(x.sink_logits, high) - rows.lse).exp_().mul_(delta).neg_()
         if x.sink_logits.dim() == 1:
             d_sink_logits = d_sink_logits.sum((0, 2))
-    if x.slot_keys is not None and slots is not None:
-        weights = (slots - lse[..., None]).exp()
-        d_slots = -delta[..., None]
-        if x.slot_values is not None:
-            d_slots = dot(dO, x.slot_values, high) + d_slots
-            d_slot_values = total(weights, dO)
-        d_slots = d_slots * weights * scale
-        d_slot_keys = total(d_slots, x.q)
-    if x.vector is not None:
-        if w is None and x.row_logits is None:
-            d_vector = dO.sum((0, 2), dtype=high)
+        d_sink_logits = d_sink_logits.to(x.sink_logits.dtype)
+    if x.slot_keys is not None and rows.slots is not None and rows.q is not None:
+        weights = rows.slots if gate is None else rows.slots * gate
+        if x.slot_values is None:
+            d_slots = weights * -head_rows(delta)
         else:
-            weight = g if w is None else (w if x.row_logits is None else g * w)
-            along = dot(dO, x.vector[:, None], high)[..., 0]
-            d_vector = total(weight[..., None], dO)[:, 0]
-        if w is not None:
-            d_along_key = ((weight - weight * w) * along * scale)[..., None]
-            d_key = total(d_along_key, x.q)[:, 0]
-    if x.row_logits is not None:
-        y_dot = delta  # dY · (the row before the gate); `out` lacks v', or w² v'
-        if x.vector is not None:
-            y_dot = delta + (along if w is None else along * w * w)
-        d_row = one_minus_sigma * g * y_dot
+            d_slots = dot(dO_HND, x.slot_values.to(high)).sub_(head_rows(delta)).mul_(weights)
+            d_values = total(weights, dO_HND).to(x.slot_values.dtype)
+        d_keys = total(d_slots, rows.q).mul_(scale).to(x.slot_keys.dtype)
+        to_queries.append((d_slots, x.slot_keys.to(high)))
+    along = None
+    if x.vector is not None and (gate is not None or rows.w is not None):
+        along = dot(dO_HND, x.vector.to(high).unsqueeze(1))
+        one = torch.ones_like(along) if rows.w is None else rows.w
+        weights = one if gate is None else one * gate
+        d_vector = total(weights, dO_HND).squeeze(1).to(x.vector.dtype)
+        if x.key is not None and rows.q is not None:
+            d_along = sigmoid_backward(along if gate is None else along * gate, one)
+            d_key = total(d_along, rows.q).mul_(scale).squeeze(1).to(x.key.dtype)
+            to_queries.append((d_along, x.key.to(high).unsqueeze(1)))
+    elif x.vector is not None:
+        d_vector = dO.sum((0, 2), dtype=high).to(x.vector.dtype)
+    if x.row_logits is not None:  # dz = (1 − σ) g dY · (the row before the gate); `out` lacks v', or w² v'
+        y_dot = delta if along is None else delta + batch_rows(along * one * one, len(dO))
+        d_row = _spanned(sigmoid_backward(y_dot, rows.sigma), span).to(x.row_logits.dtype)
 
-    dq, dk, dv = _flash_backward(dO, dL, x, out, lse, extra, scale)
-    if x.slot_keys is not None and slots is not None:
-        add_(dq, d_slots, x.slot_keys)
-    if x.key is not None and w is not None:
-        add_(dq, d_along_key, x.key[:, None])
-    if sigma is not None:
-        before = out
-        if x.vector is not None:
-            missing = per_head(x.vector, high)
-            before = out + (missing if w is None else missing * (w * w)[..., None])
-        d_element = dO * before
-        d_element.addcmul_(d_element, sigma, value=-1)
-    return _Inputs(dq, dk, dv, d_sink_logits, d_slot_keys, d_slot_values, d_vector, d_key, d_row, d_element)
+    dq, dk, dv = _flash_backward(dO, dL, x, rows.out, rows.lse, extra, scale)
+    for weights, keys in to_queries:
+        add_(heads_view(dq), weights, keys, scale)
+    return dq, dk, dv, d_sink_logits, d_keys, d_values, d_vector, d_key, d_row
+
+
+def _through_element_gate(dY: Tensor, x: _Inputs, rows: _Rows, span: float) -> tuple[Tensor, Tensor]:
+    """The gradients of the row before an element gate, g ⊙ dY, and of the gate's logits."""
+    before, sigma = rows.out, rows.sigma
+    assert sigma is not None
+    if x.vector is not None:  # `out` lacks v', or w² v'
+        missing = x.vector.to(wide(x.q.dtype)).unsqueeze(1)
+        if rows.w is not None:
+            missing = missing * batch_rows(rows.w * rows.w, len(dY)).unsqueeze(-1)
+        before = before + missing
+    return _spanned((dY * sigma).to(x.q.dtype), span), _spanned(sigmoid_backward(dY * before, sigma), span)
+
+
+def _spanned(x: Tensor, span: float) -> Tensor:
+    return x if span == 1.0 else x * span
 
 
 def _flash_backward(
@@ -230,14 +245,7 @@ def _flash_backward(
     if dL is None:
         return flash.backward(dO, x.q, x.k, x.v, out, lse, extra, scale)
     D = x.q.shape[-1]
-    q, k, v = (pad(tensor, (0, 1)) for tensor in (x.q, x.k, x.v))
-    dO, out = pad(dO, (0, 1), value=1.0), torch.cat([out, -dL[..., None].to(out.dtype)], dim=-1)
+    q, k, v = (widen(tensor, 1) for tensor in (x.q, x.k, x.v))
+    dO, out = widen(dO, 1, value=1.0), torch.cat([out, -dL.unsqueeze(-1).to(out.dtype)], dim=-1)
     dq, dk, dv = flash.backward(dO, q, k, v, out, lse, extra, scale)
     return dq[..., :D], dk[..., :D], dv[..., :D]
-
-
-def _row_gate(logits: Tensor, span: float, high: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """g = span · σ(z), ln g and 1 − σ(z), with z clamped so that 1 / g stays finite."""
-    z = logits.to(high).clamp_min(LOWEST_GATE)
-    sigma = torch.sigmoid(z)
-    return sigma * span, math.log(span) - softplus(-z, threshold=40.0), torch.sigmoid(-z)

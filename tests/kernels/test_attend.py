@@ -150,10 +150,11 @@ def test_extreme_sinks(shift: float, sinks: str, backend: str) -> None:
 @pytest.mark.parametrize("span", ["", "2"])
 @pytest.mark.parametrize("kind", ["row", "element"])
 def test_closed_gates(kind: str, span: str) -> None:
-    """z = −90 lies under the clamp: outputs and gradients vanish, nothing is NaN, and z's neighbours stay exact."""
+    """σ(−90) is no normal float32 and σ(−200) is 0: outputs and gradients vanish, no NaN, and the others stay exact."""
     inputs = make(Case(sinks="key_value", gate=kind + span), dtype=torch.float32)
     with torch.no_grad():
         inputs.parts.gate.logits[:, :, ::2] = -90.0
+        inputs.parts.gate.logits[:, :, ::4] = -200.0
         inputs.parts.gate.logits[:, :, 1::4] = -60.0
     y = kernels.attend(*inputs.qkv, inputs.parts, backend="vendor")
     assert y[:, :, ::2].abs().max() < 1e-35

@@ -56,6 +56,7 @@ VARIANTS = [
 ]
 COMBINATIONS = [
     Case(sinks="logit", gate="row"),
+    Case(sinks="logit", added="context"),
     Case(sinks="key_value", gate="row2"),
     Case(sinks="key_value4", gate="element2"),
     Case(sinks="key", gate="element"),
