@@ -71,11 +71,12 @@ def total(weights_HnN: Tensor, x_HND: Tensor) -> Tensor:
 
 def add_(x_HND: Tensor, weights_HnN: Tensor, vectors_HnD: Tensor, scale: float = 1.0) -> None:
     """x_i += scale · Σ_r weight_ri u_r, in place."""
-    if x_HND.dtype == vectors_HnD.dtype:
+    if x_HND.dtype == vectors_HnD.dtype and vectors_HnD.shape[1] > 1:
         x_HND.baddbmm_(weights_HnN.mT, vectors_HnD, alpha=scale)
         return
-    for r, vector_H1D in enumerate(vectors_HnD.split(1, dim=1)):
-        x_HND.addcmul_(weights_HnN[:, r, :, None], vector_H1D, value=scale)
+    # One vector: a product in place takes the heads one by one, since they are not one behind the other.
+    for weights_HN, vector_H1D in zip(weights_HnN.unbind(1), vectors_HnD.split(1, dim=1), strict=True):
+        x_HND.addcmul_(weights_HN.unsqueeze(-1), vector_H1D, value=scale)
 
 
 def widen(x_BHTD: Tensor, channels: int, value: float = 0.0) -> Tensor:
