@@ -70,7 +70,7 @@ def test_autocast_casts_as_torch_does(case: Case, compiled: bool) -> None:
         assert error(actual, exact) < 2e-3  # a parameter's float32 sum rounded to bf16 would be off by 4e-3
 
 
-@pytest.mark.parametrize("case", [Case(sinks="key_value"), Case(gate="element"), Case(score="sigmoid")], ids=ids)
+@pytest.mark.parametrize("case", [Case(sinks="key_value"), Case(gate="element"), *SIGMOID, *FAMILIES], ids=ids)
 def test_gradients_accumulate_over_two_backwards(case: Case) -> None:
     inputs = make(case)
     y = kernels.attend(*inputs.qkv, inputs.parts)
@@ -80,7 +80,11 @@ def test_gradients_accumulate_over_two_backwards(case: Case) -> None:
     assert all(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("case", [Case(sinks="key_value4", added="context", gate="row"), Case(gate="element")], ids=ids)
+@pytest.mark.parametrize(
+    "case",
+    [Case(sinks="key_value4", added="context", gate="row"), Case(gate="element"), Case(score="elastic", gate="row")],
+    ids=ids,
+)
 def test_only_some_tensors_need_a_gradient(case: Case) -> None:
     """Frozen weights, or attention over inputs that are not learned: the other gradients are unchanged."""
     inputs = make(case)
