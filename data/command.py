@@ -14,8 +14,8 @@ import yaml
 
 from errors import InputError
 
-# Keys of the `data:` group that concern batches, not what is prepared.
-LOADING_KEYS = ("batch_size", "workers", "context", "seed", "validation_sequences")
+# Keys of the `data:` group that concern batches, not what is prepared, and their types.
+LOADING_KEYS: dict[str, Any] = {"batch_size": int, "workers": int, "validation_sequences": int | None}
 
 _DESCRIPTION = """Turn a text source into token shards. `fit` does it by itself where they are missing.
 
@@ -32,15 +32,15 @@ def main(argv: list[str]) -> int:
         return 0
     data, network = _settings(argv)
     choices = {field.name: field for field in fields(PrepareOptions)}
-    types = typing.get_type_hints(PrepareOptions)
+    types = typing.get_type_hints(PrepareOptions) | LOADING_KEYS
     known = (*choices, *LOADING_KEYS)
     for key in data:
         if key not in known:
             raise InputError(
                 f"unknown key data.{key}" + _near(key, known, "data.") + f"; the keys are {', '.join(known)}"
             )
-    values = {key: _typed(f"data.{key}", value, types[key]) for key, value in data.items() if key in choices}
-    options = PrepareOptions(**values)
+    values = {key: _typed(f"data.{key}", value, types[key]) for key, value in data.items()}
+    options = PrepareOptions(**{key: value for key, value in values.items() if key in choices})
 
     from data.corpus import Corpus
     from data.prepare import prepare

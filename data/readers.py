@@ -87,7 +87,9 @@ def parquet_records(path: Path, field: str) -> Iterator[str]:
                 for value in batch.column(0).to_pylist():
                     yield _text_value(value, field, f"{path} row {number}")
                     number += 1
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a damaged page is not UTF-8
         raise InputError(f"data file {path} is not a readable Parquet file: {first_line(error)}") from error
 
 

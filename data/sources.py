@@ -96,7 +96,8 @@ def find(name: str, selection: Selection) -> Source:
         )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Hub(name, selection, note="; no file or folder of that name exists here")
-    near = difflib.get_close_matches(name, EMBEDDED, 1)
+    beside = [p.name for p in Path().iterdir() if not p.name.startswith(".")]
+    near = difflib.get_close_matches(name, (*EMBEDDED, *beside), 1)
     raise InputError(
         f"unknown data source '{name}'"
         + (f" (did you mean '{near[0]}'?)" if near else "")

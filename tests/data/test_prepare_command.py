@@ -66,6 +66,8 @@ def test_later_files_override_earlier_ones(config, tmp_path, capsys):
         (["--data.max_documents=all"], "give a whole number or null"),
         (["--data.text_field=[a]"], "give text"),
         (["--data.tokenizer=byte"], "did you mean 'bytes'?"),
+        (["--data.batch_size=none"], "data.batch_size 'none': give a whole number"),
+        (["--data.seed=3"], "unknown key data.seed"),
         (["--data.source"], "--data.source needs a value"),
         (["--data.source={"], "is not a YAML value"),
         (["--dta.source", "x"], "unknown argument --dta.source"),

@@ -212,6 +212,9 @@ def test_bad_parquet(tmp_path):
     assert "row 0: 'n' is int, not text" in refused(path, Selection(0.1, text_field="n"))
     path.write_bytes(path.read_bytes()[:-20])
     assert "not a readable Parquet file" in refused(path)
+    pq.write_table(pa.table({"text": ["a plain text"]}), path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"a plain text", b"a \xff\xffain text"))
+    assert "not a readable Parquet file" in refused(path)
 
 
 def test_identity_follows_content_names_and_size(tmp_path, monkeypatch):
