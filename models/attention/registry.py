@@ -8,7 +8,9 @@ import importlib
 import inspect
 import math
 import re
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -51,6 +53,9 @@ BUILTIN: dict[str, type[Mechanism]] = {
     "clipped_softmax": ClippedSoftmax,
     "elastic_softmax": ElasticSoftmax,
 }
+
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def names() -> list[str]:
@@ -114,13 +119,18 @@ def build(spec: str | Mapping[str, Any], shape: AttentionShape, backend: str = "
     """The mechanism with its initial values drawn from `seed`; a GPT draws them anew under its own names."""
     canonical = normalise(spec)
     name = canonical.pop("name")
-    mechanism = find(name)(shape, **canonical)
+    try:
+        mechanism = find(name)(shape, **canonical)
+        fill(mechanism, seed)
+    except Exception as error:  # a user's constructor may fail in any way
+        if name in BUILTIN or isinstance(error, InputError):
+            raise
+        raise InputError(f"attention {name!r} cannot be built: {fault(error)}") from error
     if backend not in mechanism.backends:
         near = suggestion(backend, mechanism.backends)
         choices = ", ".join(mechanism.backends)
         raise InputError(f"attention {label(spec)} has no backend {backend!r}{near}; choose from {choices}")
     mechanism.backend = backend
-    fill(mechanism, seed)
     return mechanism
 
 
@@ -138,11 +148,11 @@ def find(name: str) -> type[Mechanism]:
         raise InputError(f"attention {name!r} is not an import path of the form package.module.Class")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module that exists and itself imports a missing one keeps its traceback.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise InputError(f"attention {name!r}: there is no module {error.name!r} on the Python path") from None
+    except Exception as error:  # a user's module may fail in any way
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent is not None and f"{module_name}.".startswith(f"{absent}."):
+            raise InputError(f"attention {name!r}: there is no module {absent!r} on the Python path") from None
+        raise InputError(f"attention {name!r}: importing {module_name!r} failed: {fault(error)}") from error
     found = getattr(module, class_name, None)
     if found is None:
         near = suggestion(class_name, vars(module))
@@ -156,12 +166,28 @@ def find(name: str) -> type[Mechanism]:
 
 def options(mechanism: type[Mechanism]) -> dict[str, tuple[Any, Any]]:
     """Option -> (annotation, default): the keyword-only parameters of the class."""
-    hints = get_type_hints(mechanism.__init__, include_extras=True)
+    try:
+        hints = get_type_hints(mechanism.__init__, include_extras=True)
+    except (NameError, TypeError, SyntaxError) as error:
+        where = f"{mechanism.__module__}.{mechanism.__qualname__}"
+        raise InputError(f"attention {where!r}: an annotation of its options cannot be read: {error}") from error
     return {
         name: (hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(mechanism.__init__).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def fault(error: Exception) -> str:
+    """`NameError: name 'x' is not defined (my_module.py, line 3)`: an error and the last line of the user's code."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError):  # says where it is
+        return text
+    ours = (str(_ROOT / "models"), str(_ROOT / "kernels"), "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(ours) and "site-packages" not in frame.filename:
+            return f"{text} ({Path(frame.filename).name}, line {frame.lineno})"
+    return text
 
 
 def convert(value: Any, kind: Any, what: str) -> Any:

@@ -10,7 +10,17 @@ import torch
 
 from errors import InputError
 from models import GPT, GPTConfig
-from models.attention import Mechanism, card, examples, find, label, names, normalise
+from models.attention import (
+    AttentionShape,
+    Mechanism,
+    build,
+    card,
+    examples,
+    find,
+    label,
+    names,
+    normalise,
+)
 from models.attention.catalogue import page
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +59,29 @@ class Plain:
 
 NUMBER = 3
 '''
+
+BROKEN = """from kernels import Parts
+from models.attention import Mechanism
+
+class Base(Mechanism):
+    def parts(self, q_BHTD, k_BGTD, hidden_BTC):
+        return Parts()
+
+class Unreadable(Base):
+    def __init__(self, shape, *, span: "Flaot" = 2.0): ...
+
+class Raises(Base):
+    def __init__(self, shape):
+        self.scale = 1 / 0
+
+class Positional(Base):
+    def __init__(self, shape, beta): ...
+
+class Initial(Base):
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.initial = {"nothing": None}
+"""
 
 
 @pytest.fixture
@@ -153,9 +186,29 @@ def test_a_mistake_is_one_line(user: str, spec: Any, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_users_own_missing_package_keeps_its_traceback(user: str) -> None:
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
-        normalise("needs_a_package.Class")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("needs_a_package.Class", "ModuleNotFoundError: No module named 'a_package_that_is_not_there'"),
+        ("broken_syntax.Class", "SyntaxError: invalid syntax (broken_syntax.py, line 2)"),
+        ("raises_at_import.Class", "RuntimeError: one two (raises_at_import.py, line 3)"),
+        ("broken_classes.Unreadable", "an annotation of its options cannot be read: name 'Flaot' is not defined"),
+        ("broken_classes.Raises", "cannot be built: ZeroDivisionError: division by zero (broken_classes.py, line 13)"),
+        ("broken_classes.Positional", "cannot be built: TypeError"),
+        ("broken_classes.Initial", "cannot be built: ValueError: `initial` names 'nothing'"),
+    ],
+)
+def test_a_users_class_that_fails_is_one_line_with_the_place(
+    user: str, tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "broken_syntax.py").write_text("\ndef f(:\n")
+    (tmp_path / "raises_at_import.py").write_text("\n\nraise RuntimeError('one\\ntwo')\n")
+    (tmp_path / "broken_classes.py").write_text(BROKEN)
+    with pytest.raises(InputError) as error:
+        build(name, AttentionShape(width=8, heads=2, kv_heads=2, head_dim=4, context=16))
+    assert message in str(error.value)
+    assert f"attention '{name}'" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_options_of_every_form(user: str) -> None:
