@@ -11,12 +11,15 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from errors import InputError
+
+_FOLDER = 0x10  # among a zip record's external attributes
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -68,7 +71,13 @@ def write(path: Path, save: Callable[[BinaryIO], None], previous: Path | None = 
 def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint after checking every record's CRC-32; loads with `weights_only=True`."""
     verify(path)
-    return torch.load(path, map_location=map_location, weights_only=True)
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, UnpicklingError, KeyError, ValueError):
+        raise InputError(f"{path} is no checkpoint of `fit`: it holds other things than tensors and numbers") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no checkpoint of `fit`: it holds a {type(content).__name__}")
+    return content
 
 
 def verify(path: Path) -> None:
@@ -78,7 +87,11 @@ def verify(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
+            # PyTorch's reader takes a record marked so for a folder and returns memory that was never written.
+            folders = [record.filename for record in archive.infolist() if record.external_attr & _FOLDER]
         fault = f"its record {bad} fails its checksum" if bad else None
+        if folders:
+            fault = f"its record {folders[0]} is marked as a folder"
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError) as error:
         fault = f"it is truncated or no checkpoint ({error})"
     if fault:

@@ -96,6 +96,29 @@ def test_one_flipped_bit_fails_the_checksum_and_the_other_checkpoint_is_named(la
         AtomicCheckpointIO().load_checkpoint(last)
 
 
+def test_every_flipped_byte_of_the_archive_is_found_or_harmless(last):
+    """The zip's own records too: one of its bytes makes PyTorch return memory that was never written."""
+    data = last.read_bytes()
+    weights = CONTENT["weights"].numpy().tobytes()
+    inside = range(data.index(weights), data.index(weights) + len(weights))
+    for place in set(range(len(data))) - set(inside):
+        for flip in (0x10, 0xFF):
+            last.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
+            try:
+                loaded = AtomicCheckpointIO().load_checkpoint(last)
+            except InputError:
+                continue
+            assert torch.equal(loaded.pop("weights"), CONTENT["weights"]), (place, flip)
+            assert loaded == {"step": 7, "names": ["a", "b"]}, (place, flip)
+
+
+@pytest.mark.parametrize("content", [[1], {"code": object}])
+def test_a_file_of_another_program_is_refused(last, content):
+    torch.save(content, last)
+    with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint of `fit`"):
+        AtomicCheckpointIO().load_checkpoint(last)
+
+
 def test_a_missing_checkpoint_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match=r"there is no checkpoint .*last\.ckpt"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
