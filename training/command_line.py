@@ -23,7 +23,7 @@ from training.callbacks.progress import ShowProgress
 from training.callbacks.signals import Stop
 from training.callbacks.status import StatusFile
 from training.data_module import CorpusData
-from training.module import PRECISIONS, LanguageModel
+from training.module import LanguageModel
 from training.parser import Parser, check_config_file
 from training.run_directory import RunDirectory
 
@@ -101,7 +101,13 @@ class CommandLine(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Trainer, model and data."""
         parser.add_class_arguments(
-            Trainer, "trainer", skip=ABSENT, instantiate=False, fail_untyped=False, sub_configs=True
+            Trainer, "trainer", skip={*ABSENT, "precision"}, instantiate=False, fail_untyped=False, sub_configs=True
+        )
+        parser.add_argument(
+            "--trainer.precision",
+            type=Literal["32-true", "bf16-mixed", "bf16-true", "64-true"] | None,
+            default=None,
+            help="Of weights and arithmetic; null: 32-true.",
         )
         parser.set_defaults(
             {"trainer.max_steps": 1000, "trainer.gradient_clip_val": 1.0, "trainer.log_every_n_steps": 10}
@@ -144,10 +150,7 @@ class CommandLine(LightningCLI):
         seed = config.seed_everything
         if not 0 <= seed < 2**32:
             raise InputError(f"seed_everything is {seed}; it lies between 0 and {2**32 - 1}")
-        if config.trainer.max_steps < 1:
-            raise InputError(f"trainer.max_steps is {config.trainer.max_steps}; it is a number of steps, 1 or more")
-        if config.trainer.precision not in (None, *PRECISIONS):
-            raise InputError(f"trainer.precision is {config.trainer.precision}; it is one of {', '.join(PRECISIONS)}")
+        _check_trainer(config.trainer)
         # Without a vocabulary the module checks its values and builds no network.
         small = self.parser.parse_object({"model": {"network": {"vocab_size": None}}}, config)
         made = self.parser.instantiate_classes(small)
@@ -187,7 +190,7 @@ class CommandLine(LightningCLI):
         options = {**made.trainer.as_dict(), **FIXED, "enable_progress_bar": False, **arguments}
         try:
             return Trainer(**options)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             given = ", ".join(f"{name}: {options[name]}" for name in ("accelerator", "devices", "strategy"))
             raise InputError(f"trainer ({given}): {' '.join(str(error).split())}") from error
 
@@ -203,3 +206,16 @@ class CommandLine(LightningCLI):
             for key, value in config.items()
             if key not in OF_THIS_START or (key == "ckpt_path" and from_file)
         }
+
+
+def _check_trainer(trainer: Namespace) -> None:
+    """InputError for a number that Lightning takes and that trains nothing, or trains wrongly.
+
+    An accumulation below 1 never completes a step, and a negative clipping value turns the gradients around.
+    """
+    for name in ("max_steps", "accumulate_grad_batches", "log_every_n_steps"):
+        if trainer[name] is not None and trainer[name] < 1:
+            raise InputError(f"trainer.{name} is {trainer[name]}; it is a whole number, 1 or more")
+    clip = trainer.gradient_clip_val
+    if clip is not None and not clip >= 0:
+        raise InputError(f"trainer.gradient_clip_val is {clip}; it is the largest norm, above 0, or 0 or null for none")

@@ -22,11 +22,16 @@ CHOICES = ("auto", "true", "false")
 log = logging.getLogger("sinkless")
 
 
+def check(choice: str) -> None:
+    """InputError for a choice that there is not."""
+    if choice not in CHOICES:
+        raise InputError(f"model.compile is {choice!r}; it is one of {', '.join(CHOICES)}")
+
+
 def wanted(choice: str | bool, device: torch.device) -> bool:
     """Whether to compile. `auto`: yes where the compiler that it needs is there; otherwise one line says why not."""
     text = str(choice).lower()
-    if text not in CHOICES:
-        raise InputError(f"model.compile is {choice!r}; it is one of {', '.join(CHOICES)}")
+    check(text)
     if text == "false":
         return False
     missing = obstacle(device)

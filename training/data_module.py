@@ -69,6 +69,8 @@ class CorpusData(LightningDataModule):
         for name, value, least in (("batch_size", batch_size, 1), ("context", context, 1), ("workers", workers, 0)):
             if value < least:
                 raise InputError(f"data.{name} is {value}; it is at least {least}")
+        if validation_sequences is not None and validation_sequences < 1:
+            raise InputError(f"data.validation_sequences is {validation_sequences}; it is at least 1, or null for all")
         self.batch_size, self.context, self.seed, self.workers = batch_size, context, seed, workers
         self.validation_sequences = validation_sequences
         self.corpus: Corpus | None = None
