@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong, and here is the line that says how."""
+"""The two exceptions that are no fault of sinkless: the user's input is wrong, or a signal ended the command."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,14 @@ class InputError(ValueError):
 
     `train.py` prints it without a traceback and exits with code 2. Every other exception keeps its traceback.
     """
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM where there is no training step to finish: what was begun is removed on the way out.
+
+    Not a KeyboardInterrupt, which Lightning catches and turns into exit code 1. number: the signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number

@@ -5,6 +5,7 @@ Only `sys` is imported before the command is known, so that help and a mistyped 
 """
 
 import sys
+from typing import Any
 
 COMMANDS = {
     "prepare": (
@@ -49,34 +50,52 @@ def main(argv: list[str]) -> int:
 
         print(CURATED[name], end="")
         return 0
-    return _dispatch(COMMANDS[name][0], rest)
+    return dispatch(COMMANDS[name][0], rest)
 
 
-def _dispatch(target: str, argv: list[str]) -> int:
+def dispatch(target: str, argv: list[str]) -> int:
     """Import `module:function`, call it with the arguments, and turn what the user can cause into one line."""
     import errno
     import os
+    import signal
     from importlib import import_module
 
-    from errors import InputError
+    from errors import InputError, Interrupted
+
+    def leave(number: int, _frame: Any) -> None:
+        raise Interrupted(number)
 
     # A user's own mechanism is imported by its path. Last, so that no file of theirs hides a module that we need.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     module, function = target.split(":")
+    # Training and comparing put handlers of their own in place of these, which finish the step.
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return getattr(import_module(module), function)(argv) or 0
+        code = getattr(import_module(module), function)(argv) or 0
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except Interrupted as signalled:
+        print(f"\nstopped by {signal.Signals(signalled.number).name}", file=sys.stderr)
+        return 128 + signalled.number
+    except BrokenPipeError:  # `| head` has read enough; the interpreter must not complain when it closes the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        where = f": {error.filename}" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"error: no space left on the disk{where}", file=sys.stderr)
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+            print(f"error: {error.strerror}{where}", file=sys.stderr)
+        else:
             raise
-        print(f"error: no space left on the disk{f' for {error.filename}' if error.filename else ''}", file=sys.stderr)
         return 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

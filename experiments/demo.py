@@ -6,12 +6,13 @@ half a minute, so that a real difference is seen. Both comparisons share one poo
 
 import sys
 import time
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errors import InputError
 from experiments.arguments import Arguments, cores
+from train import dispatch
 
 if TYPE_CHECKING:
     from experiments.compare import Job
@@ -31,7 +32,7 @@ COMPARISONS = {
 MOST_AT_ONCE = 4
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Train what is not there yet and write runs/demo/report.html. Returns the exit code of `compare`."""
     from experiments.pool import Pool
     from experiments.progress import duration
@@ -53,17 +54,11 @@ def plan_all(at_once: int) -> list["Job"]:
     from experiments.compare import plan
 
     plans = [
-        plan(Arguments(CONFIGS / config, list(ATTENTIONS), list(SEEDS), OUT / name, at_once, list(changes)))
+        plan(Arguments([CONFIGS / config], list(ATTENTIONS), list(SEEDS), OUT / name, at_once, list(changes)))
         for name, (config, changes) in COMPARISONS.items()
     ]
     return [job for turn in zip_longest(*plans) for job in turn if job is not None]
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(dispatch("experiments.demo:main", []))

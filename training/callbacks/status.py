@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from lightning.pytorch import LightningModule, Trainer
 
+from errors import Interrupted
 from training.callbacks.steps import StepCallback
 from training.run_directory import RunDirectory
 
@@ -38,13 +39,13 @@ class StatusFile(StepCallback):
         self._write(trainer, "finished" if trainer.global_step >= trainer.max_steps else "stopped")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say that it failed, if the disk still takes it: the exception itself matters more.
+        """Say that it failed or was stopped, if the disk still takes it: the exception itself matters more.
 
         Before the first step the count of steps is not restored yet, so what an earlier start wrote stays.
         """
         if self._training or self.directory.status() is None:
             with suppress(OSError):
-                self._write(trainer, "failed")
+                self._write(trainer, "stopped" if isinstance(exception, Interrupted) else "failed")
 
     def _write(self, trainer: Trainer, state: str) -> None:
         self._next = time.monotonic() + SECONDS
