@@ -24,16 +24,18 @@ Example: python train.py compare --config configs/demo_text.yaml --seeds 0-2 \\
 OURS = {
     "--seed_everything": "--seeds 0,1,2",
     "--model.attention": "--attention softmax,context_scaling",
-    "--ckpt_path": "nothing: compare goes on by itself",
+    "--ckpt_path": "nothing, it goes on by itself",
+    "--print_config": "it to fit, since each run has its own configuration",
 }
 MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """config: the YAML file. attentions: specifications as in YAML. overrides: dotted options for every run."""
+    """configs: the YAML files, a later one wins. attentions: specifications as in YAML.
+    overrides: dotted options for every run."""
 
-    config: Path
+    configs: list[Path]
     attentions: list[str | dict[str, Any]]
     seeds: list[int]
     out: Path
@@ -55,27 +57,32 @@ def parse(argv: Sequence[str]) -> Arguments:
         prog="train.py compare", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the experiment, as for fit")
+    parser.add_argument(
+        "--config", type=Path, action="append", required=True, metavar="FILE", help="the experiment, as for fit"
+    )
     parser.add_argument(
         "--attention", required=True, metavar="LIST",
         help="variants, separated by commas; with options as in YAML: softmax,{name: sink_key_value, slots: 4}",
     )  # fmt: skip
     parser.add_argument("--seeds", default="0", metavar="LIST", help="0,1,2 or 0-2 (default 0; 3 or more to judge)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the runs go (default runs/<config>)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the runs go (default runs/<first config>)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once; each gets cores/N threads")
     known, overrides = parser.parse_known_args(argv)
+    for option in ("--attention", "--seeds", "--out", "--jobs"):
+        if sum(word.partition("=")[0] == option for word in argv) > 1:
+            raise InputError(f"{option} is given twice; it takes one value, a list where it can hold several")
     for word in overrides:
         name = word.partition("=")[0]
         ours = next((option for option in OURS if name == option or name.startswith(f"{option}.")), None)
         if ours:
-            raise InputError(f"compare sets {name} for each run; give {OURS[ours]}")
+            raise InputError(f"compare takes no {name}: give {OURS[ours]}")
     if overrides and not overrides[0].startswith("--"):
         raise InputError(f"unexpected argument {overrides[0]!r}: options are written --name value")
     if known.jobs < 1:
         raise InputError(f"--jobs {known.jobs}: at least 1 run at once")
     return Arguments(
-        known.config, attentions(known.attention), seeds(known.seeds), known.out or Path("runs") / known.config.stem,
-        known.jobs, overrides,
+        known.config, attentions(known.attention), seeds(known.seeds),
+        known.out or Path("runs") / known.config[0].stem, known.jobs, overrides,
     )  # fmt: skip
 
 

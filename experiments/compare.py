@@ -52,6 +52,7 @@ def plan(arguments: Arguments) -> list[Job]:
 
     Raises InputError for anything that a run would refuse, a variant given twice, or a directory of another run.
     """
+    from data.corpus import Corpus
     from data.prepare import PrepareOptions, prepare
     from models.attention import label
     from training import cli
@@ -61,19 +62,25 @@ def plan(arguments: Arguments) -> list[Job]:
     doubled = sorted({name for name in labels if labels.count(name) > 1})
     if doubled:
         raise InputError(f"--attention: {doubled[0]} is given twice")
-    jobs, data = [], {}
+    ground = next(folder for folder in (arguments.out, *arguments.out.absolute().parents) if folder.exists())
+    if not ground.is_dir():
+        raise InputError(f"--out {arguments.out} cannot be written: {ground} is not a directory")
+    jobs, config = [], {}
     for seed in arguments.seeds:
         for spec, name in zip(arguments.attentions, labels, strict=True):
             out = arguments.out / name / f"seed={seed}"
             argv = (
-                *("--config", str(arguments.config), f"--model.attention={_flow(spec)}"),
-                *(f"--seed_everything={seed}", f"--out={out}", *arguments.overrides),
+                *(word for file in arguments.configs for word in ("--config", str(file))),
+                *(f"--model.attention={_flow(spec)}", f"--seed_everything={seed}", f"--out={out}"),
+                *arguments.overrides,
             )
             config = cli.check(list(argv))
-            finished, data = RunDirectory(out).enter(config), config["data"]
+            finished = RunDirectory(out).enter(config)
             jobs.append(Job(str(arguments.out), name, seed, out, argv, config["trainer"]["max_steps"], finished))
     if not all(job.finished for job in jobs):
-        prepare(PrepareOptions(**{field.name: data[field.name] for field in fields(PrepareOptions)}))
+        data, network = config["data"], config["model"]["network"]  # the same for all runs
+        options = PrepareOptions(**{field.name: data[field.name] for field in fields(PrepareOptions)})
+        Corpus(prepare(options)).check_network(network["vocab_size"], network["context"])
     return jobs
 
 

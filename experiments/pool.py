@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -48,8 +48,7 @@ class Pool:
         self.threads = threads_each(jobs)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOAD)
-        # It loads while the caller checks its jobs.
-        forkserver.ensure_running()
+        _start_server()  # it loads while the caller checks its jobs
         self.received: int | None = None
         self.active: list[Active] = []
 
@@ -112,10 +111,25 @@ class Pool:
                 os.kill(active.process.pid, number)
 
 
+def _start_server() -> None:
+    """Start the process from which runs are forked, with SIGTERM blocked in it.
+
+    A SIGTERM to the whole process group (`timeout`, a service manager) must not end it, because it tells us how the
+    runs end. Blocked and not ignored, so that one sent to a run that is being forked waits until it is unblocked there.
+    """
+    resource_tracker.ensure_running()  # here, because it unblocks SIGTERM when it starts
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
 def train_here(argv: list[str], log: str, threads: int) -> None:
     """A run's process: its output into `log`, its share of the threads, and `fit`'s exit code."""
     # A group of its own: Ctrl-C reaches it once, through the parent, and not a second time from the terminal.
     os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

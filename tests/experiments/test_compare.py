@@ -84,17 +84,18 @@ def test_end_to_end(place):
 def test_an_interrupted_run_goes_on(place):
     words = ("--attention", "softmax", "--seeds", "0", "--trainer.max_steps", "6000", "--outliers.every", "0")
     words += ("--evaluation.every", "20", "--checkpoints.every", "20")
-    process = subprocess.Popen(
-        command(*words, "--out", "stopped"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command(*words, "--out", "stopped"), cwd=place, start_new_session=True, **pipes)
     folder = place / "stopped" / "softmax" / "seed=0"
     deadline = time.monotonic() + 200
     while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    # To the whole group, as `timeout` and service managers do: the process that runs are forked from must live on.
+    os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 143, output
     assert "the same command goes on" in output
+    assert "ended with code 143" in output
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "stopped"
     assert 20 <= status["step"] < 6000
@@ -140,6 +141,9 @@ def test_one_failure_does_not_stop_the_others(place):
         (["--attention", "softmax,{name: softmax}"], "softmax is given twice"),
         (["--attention", "softmax", "--model.network.widht", "8"], "widht"),
         (["--attention", "softmax", "--model.network.width", "15"], "15"),
+        (["--attention", "softmax", "--model.network.vocab_size", "10"], "vocab_size 10 is smaller"),
+        (["--attention", "softmax,absent.Mine"], "no module 'absent'"),
+        (["--attention", "softmax", "--config", "more.yaml"], "no configuration file more.yaml"),
     ],
 )
 def test_everything_is_checked_before_the_first_run(place, words, message, monkeypatch):
@@ -165,6 +169,9 @@ def test_everything_is_checked_before_the_first_run(place, words, message, monke
         (["--config", "c.yaml", "--attention", "softmax,3"], "3 is neither a name"),
         (["--config", "c.yaml", "--attention", "softmax", "more"], "unexpected argument 'more'"),
         (["--config", "c.yaml", "--attention", "softmax", "--seed_everything", "3"], "give --seeds"),
+        (["--config", "c.yaml", "--attention", "softmax", "--attention=sigmoid"], "--attention is given twice"),
+        (["--config", "c.yaml", "--attention", "softmax", "--seeds", "0", "--seeds", "1"], "--seeds is given twice"),
+        (["--config", "c.yaml", "--attention", "softmax", "--print_config"], "takes no --print_config: give it to fit"),
         (["--config", "c.yaml", "--attention", "softmax", "--model.attention=sigmoid"], "give --attention"),
         (["--config", "c.yaml", "--attention", "softmax", "--model.attention.slots", "2"], "give --attention"),
     ],
@@ -176,9 +183,17 @@ def test_a_command_line_that_cannot_be_meant(words, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_out_that_is_no_directory_is_refused(place, monkeypatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(InputError, match=r"--out tiny\.yaml cannot be written: tiny\.yaml is not a directory"):
+        main(["--config", "tiny.yaml", "--attention", "softmax", "--out", "tiny.yaml"])
+
+
 def test_what_is_read():
-    found = parse(["--config", "a/b.yaml", "--attention", "softmax", "--trainer.max_steps", "5", "--data.x=1"])
+    argv = ["--config", "a/b.yaml", "--attention", "softmax", "--config=c.yaml", "--trainer.max_steps", "5"]
+    found = parse([*argv, "--data.x=1"])
     assert (found.seeds, found.jobs, found.out) == ([0], 1, Path("runs/b"))
+    assert found.configs == [Path("a/b.yaml"), Path("c.yaml")]
     assert found.overrides == ["--trainer.max_steps", "5", "--data.x=1"]
     assert seeds("3, 0-2") == [3, 0, 1, 2]
     assert attentions("softmax,{name: sink_key_value, slots: 4}") == ["softmax", {"name": "sink_key_value", "slots": 4}]
