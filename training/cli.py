@@ -83,11 +83,7 @@ def validate(argv: list[str]) -> int:
 
 
 def _train(command: CommandLine, plan: Plan) -> int:
-    directory, checkpoint = RunDirectory(plan.out), _checkpoint(plan)
-    if checkpoint is not None:
-        _same_network(checkpoint, plan.config["model"])
-    elif directory.last_checkpoint.exists():
-        checkpoint = directory.last_checkpoint
+    directory, checkpoint = RunDirectory(plan.out), _start(plan)
     trainer, model, data, stop = command.make(plan)
     data.prepare_data()  # before the directory is written: a source that cannot be read leaves nothing behind
     if trainer.is_global_zero:
@@ -95,6 +91,8 @@ def _train(command: CommandLine, plan: Plan) -> int:
     trainer.fit(model, data, ckpt_path=checkpoint)
     if trainer.is_global_zero:
         done = "finished" if trainer.global_step >= trainer.max_steps else "stopped and saved"
+        if done == "finished":  # also where the process was killed after its last checkpoint, before it said so
+            directory.write_status(done, trainer.global_step, trainer.max_steps)
         print(f"{done} at step {trainer.global_step} of {trainer.max_steps}: {plan.out}", flush=True)
     return stop.exit_code
 
@@ -122,14 +120,33 @@ def _checkpoint(plan: Plan) -> Path | None:
     return path
 
 
-def _same_network(checkpoint: Path, model: dict[str, Any]) -> None:
-    """InputError where the weights of a checkpoint belong to another network than the configuration's."""
-    saved = load(checkpoint).get("hyper_parameters", {})
+def _start(plan: Plan) -> Path | None:
+    """The checkpoint that `fit` goes on from; None for a new run.
+
+    Once a run that began from another run's file has a checkpoint of its own, it goes on from that one.
+    """
+    last, named = RunDirectory(plan.out).last_checkpoint, _checkpoint(plan)
+    own = last if last.exists() else None
+    if named is None or (own and named.resolve().parent != last.resolve().parent):
+        return own
+    step, steps = _same_network(named, plan.config["model"]), plan.config["trainer"]["max_steps"]
+    if own is None and step >= steps:
+        raise InputError(f"checkpoint {named} is at step {step}, and trainer.max_steps is {steps}: nothing is left")
+    return named
+
+
+def _same_network(checkpoint: Path, model: dict[str, Any]) -> int:
+    """The step of a checkpoint. InputError where its weights belong to another network than the configuration's."""
+    content = load(checkpoint)
+    saved = content.get("hyper_parameters")
+    if not isinstance(saved, dict) or not {"attention", "network"} <= saved.keys():
+        raise InputError(f"{checkpoint} is no checkpoint of `fit`: it does not say which network it holds")
     there, here = ({"model": {key: source[key] for key in ("attention", "network")}} for source in (saved, model))
     if here["model"]["network"]["vocab_size"] is None:
         there["model"]["network"]["vocab_size"] = None
     if lines := differences(there, here):
         raise InputError(f"checkpoint {checkpoint} is of another network: {'; '.join(lines[:4])}")
+    return content["global_step"]
 
 
 @contextmanager

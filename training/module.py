@@ -60,6 +60,7 @@ class LanguageModel(LightningModule):
         self.schedule = ScheduleConfig(**schedule) if isinstance(schedule, dict) else schedule
         self.attention = normalise(attention)
         self.compile_choice, self.backend, self.seed = str(compile).lower(), backend, seed
+        compilation.check(self.compile_choice)
         self.network.validate()
         self.optimizer_config.validate()
         self.schedule.validate()
@@ -223,7 +224,10 @@ class LanguageModel(LightningModule):
     # Checkpoints.
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Start between two batches, at global_step × accumulation of this run."""
+        """Start between two batches, at global_step × accumulation of this run. InputError: another vocabulary."""
+        there, here = checkpoint["hyper_parameters"]["network"]["vocab_size"], self.network.vocab_size
+        if there != here:
+            raise InputError(f"the checkpoint has a vocabulary of {there} tokens, the corpus one of {here}")
         if self._trainer is not None and self.trainer.training:
             rewrite_counters(checkpoint, self.trainer.accumulate_grad_batches)
 

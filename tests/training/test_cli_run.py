@@ -49,6 +49,18 @@ class Gate(Mechanism):
         return Parts(gate=RowGate(self.gate(hidden_BTC).transpose(1, 2), span=self.beta))
 '''
 
+SENDS = """
+import os, signal
+from kernels import Parts
+from models.attention import Mechanism
+
+
+class Sends(Mechanism):
+    def parts(self, q_BHTD, k_BGTD, hidden_BTC):
+        os.kill(os.getpid(), signal.SIGINT)  # in the evaluation of the initial weights
+        return Parts()
+"""
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -191,6 +203,35 @@ def test_a_checkpoint_replaces_no_value_of_the_command_line():
         fit("--out", "wide", "--ckpt_path", "whole/checkpoints/last.ckpt", "--model.network.width", "64")
 
 
+def test_a_run_that_began_from_another_runs_file_goes_on_from_its_own(capsys):
+    start = ["--ckpt_path", "whole/checkpoints/last.ckpt", "--trainer.max_steps", "9"]
+    assert fit("--out", "begun", *start) == 0
+    assert fit("--out", "grown", *start, "--stop_after", "8") == 0
+    begun = Path("grown/metrics.csv").read_bytes()
+    assert fit("--out", "grown", *start) == 0
+    assert Path("grown/metrics.csv").read_bytes().startswith(begun)
+    assert metrics("grown") == metrics("begun")
+    with pytest.raises(InputError, match=r"whole/checkpoints/last.ckpt is at step 6, and trainer.max_steps is 6"):
+        fit("--out", "nothing_left", "--ckpt_path", "whole/checkpoints/last.ckpt")
+    assert not Path("nothing_left").exists()
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_found_finished():
+    assert fit("--out", "killed", "--trainer.max_steps", "2") == 0
+    before = Path("killed/metrics.csv").read_bytes()
+    Path("killed/status.json").write_text('{"state": "running", "step": 1, "max_steps": 2}')
+    assert fit("--out", "killed", "--trainer.max_steps", "2") == 0
+    assert status("killed") == {"state": "finished", "step": 2, "max_steps": 2}
+    assert Path("killed/metrics.csv").read_bytes() == before
+
+
+def test_a_file_that_is_no_checkpoint_of_fit_is_refused():
+    torch.save({"weights": torch.ones(3)}, "foreign.ckpt")
+    with pytest.raises(InputError, match=r"foreign\.ckpt is no checkpoint of `fit`: it does not say which network"):
+        fit("--out", "nowhere", "--ckpt_path", "foreign.ckpt")
+    assert not Path("nowhere").exists()
+
+
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_goes_on():
     assert fit("--out", "damaged", "--stop_after", "5") == 0
     last = Path("damaged/checkpoints/last.ckpt")
@@ -241,6 +282,8 @@ def test_validate_measures_the_last_checkpoint(capsys):
         validate(["--config", "whole/config.yaml", "--model.network.layers", "2"])
     with pytest.raises(InputError, match="no checkpoint"):
         validate(["--config", "my.yaml", "--out", "nowhere"])
+    with pytest.raises(InputError, match="a vocabulary of 257 tokens, the corpus one of 64"):
+        validate(["--config", "whole/config.yaml", "--data.source", "bigram_backcopy"])
 
 
 def test_a_vocabulary_below_the_tokenizers_is_refused():
@@ -266,6 +309,15 @@ def test_two_processes_do_not_train_in_one_directory_and_sigterm_saves():
     found = status("long")
     assert found["state"] == "stopped"
     assert int(metrics("long")[-1]["step"]) == found["step"]
+
+
+def test_ctrl_c_before_the_first_step_has_the_signals_exit_code():
+    Path("my_signal.py").write_text(SENDS)
+    done = command("fit", "--config", "my.yaml", "--model.attention", "my_signal.Sends", "--out", "early")
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "stopped by SIGINT"
+    assert "Traceback" not in done.stderr
+    assert status("early") == {"state": "stopped", "step": 0, "max_steps": 6}
 
 
 def test_a_mistake_is_one_line_and_exit_code_2():
