@@ -131,17 +131,18 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def cut(self, step: int) -> None:
-        """Drop every row after `step` and a half-written last one; without a file, or with step -1, start anew.
+        """Drop every row after `step` and what a crash left half-written; without a file, or with step -1, start anew.
 
         An existing file keeps its own header.
         """
         self._begun, self._row, rows = True, {}, []
         if step >= 0 and self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
+            with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
                 lines = [line for line in file.read().split("\n")[:-1] if line]
             if lines:
                 self.header = tuple(next(csv.reader(lines[:1])))
-                rows = [row for row in csv.reader(lines[1:]) if len(row) == len(self.header) and int(row[0]) <= step]
+                whole = (row for row in csv.reader(lines[1:]) if len(row) == len(self.header) and row[0].isdigit())
+                rows = [row for row in whole if int(row[0]) <= step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         temporary.write_text("".join(_line(row) for row in (self.header, *rows)), encoding="utf-8")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from errors import InputError
+from kernels.flash import refusal
 from models import GPT, GPTConfig
 from models.attention import normalise
 from training import compilation, optimizers, rng
@@ -25,7 +26,13 @@ from training.schedules import ScheduleConfig, factor
 from training.stopwatch import Stopwatch
 
 IGNORED = -100
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+# Lightning's name of a precision, and the dtype in which attention then computes.
+PRECISIONS = {
+    "32-true": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+    "64-true": torch.float64,
+}
 
 Batch = dict[str, Tensor]
 
@@ -119,6 +126,11 @@ class LanguageModel(LightningModule):
             raise InputError(f"trainer.precision {precision!r} is not supported; it is one of {', '.join(PRECISIONS)}")
         if self.trainer.gradient_clip_algorithm not in (None, "norm"):
             raise InputError("trainer.gradient_clip_algorithm: gradients are clipped by norm alone")
+        if self.backend == "vendor":  # would refuse at the first batch, as a fault
+            device = self.trainer.strategy.root_device
+            reason = refusal(torch.empty(1, 1, 1, self.network.head_dim, dtype=PRECISIONS[precision], device=device))
+            if reason is not None:
+                raise InputError(f"model.backend is vendor, which cannot compute {reason}; auto can")
 
     def _fit_to(self, vocab_size: int, context: int) -> None:
         if self.network.vocab_size is None:

@@ -58,7 +58,8 @@ def test_a_step_cannot_be_written_twice(metrics):
 
 
 def test_cut_drops_later_rows_and_a_half_written_one_and_keeps_the_old_header(tmp_path):
-    (tmp_path / "metrics.csv").write_text("step,train/loss\n0,\n5,1.5\n10,1.25\n15,1.1")
+    rest_of_a_crash = b"\0\0\xff,1\n"
+    (tmp_path / "metrics.csv").write_bytes(b"step,train/loss\n0,\n5,1.5\n" + rest_of_a_crash + b"10,1.25\n15,1.1")
     metrics = MetricsCSV(tmp_path)
     metrics.cut(5)
     metrics.log_metrics({"train/loss": 1.0, "tokens": 9}, step=7)

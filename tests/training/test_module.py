@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tiny_run import CONTEXT, differences, metrics, tensors, tiny_run
 
 from errors import InputError
+from kernels.flash import FlashCPU
 from models import GPTConfig
 from training import compilation
 from training.callbacks.evaluation import evaluate
@@ -47,6 +48,24 @@ def test_clipping_with_fused_adamw_under_bf16_mixed(tmp_path, text):
     assert norm.item() == pytest.approx(0.1, rel=1e-4)
     assert run.module.gradient_norm.item() > 0.2
     assert {parameter.dtype for parameter in run.module.parameters()} == {torch.float32}
+
+
+def test_variants_of_a_seed_train_on_the_same_batches_from_the_same_values(tmp_path, text):
+    runs = {
+        (name, seed): tiny_run(
+            tmp_path / f"{name}{seed}", text, steps=2, attention=name, seed=seed, log_every=1, evaluation=0
+        ).fit()
+        for name, seed in (("softmax", 0), ("fixed_bias", 0), ("sink_token", 0), ("softmax", 1))
+    }
+    batches = {key: [batch["inputs"] for step in (0, 1) for batch in run.data.step_batches(step)]
+               for key, run in runs.items()}  # fmt: skip
+    for key, found in batches.items():
+        same = [torch.equal(one, other) for one, other in zip(found, batches["softmax", 0], strict=True)]
+        assert same == [key[1] == 0] * 2, key
+    # fixed_bias starts as softmax exactly: the first step's loss is the same number.
+    first = {key: metrics(tmp_path / f"{key[0]}{key[1]}")[1]["train/loss"] for key in runs}
+    assert first["fixed_bias", 0] == first["softmax", 0]
+    assert first["softmax", 1] != first["softmax", 0]
 
 
 def test_compile_in_place_keeps_keys_and_numbers_and_probes_do_not_recompile(tmp_path, text):
@@ -159,6 +178,14 @@ def test_bits_per_byte_is_absent_for_the_synthetic_task(tmp_path):
 def test_what_would_fail_or_mislead_is_refused_in_one_line(tmp_path, text, options, message):
     with pytest.raises(InputError, match=message):
         tiny_run(tmp_path / "run", text, **options).fit()
+
+
+def test_a_vendor_back_end_without_an_operator_for_the_precision_is_refused(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(FlashCPU, "dtypes", (torch.bfloat16,))  # as flash attention on CUDA
+    run = tiny_run(tmp_path / "run", text)
+    run.module.backend = "vendor"
+    with pytest.raises(InputError, match=r"vendor, which cannot compute dtype torch\.float32 on cpu .*; auto can"):
+        run.fit()
 
 
 def test_without_a_vocabulary_or_a_corpus_the_network_is_not_guessed():
