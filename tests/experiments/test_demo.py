@@ -1,9 +1,11 @@
 """The demo's plan: what it changes of the configurations is valid, and each verdict has its seeds."""
 
 from collections import Counter
+from unittest.mock import MagicMock
 
 import yaml
 
+import data.corpus
 import data.prepare
 from experiments.demo import ATTENTIONS, COMPARISONS, CONFIGS, OUT, SEEDS, plan_all
 from experiments.report.assess import SEEDS_NEEDED
@@ -13,6 +15,7 @@ def test_the_demos_runs_are_valid_and_taken_by_turns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepared = []
     monkeypatch.setattr(data.prepare, "prepare", prepared.append)
+    monkeypatch.setattr(data.corpus, "Corpus", MagicMock())
     jobs = plan_all(2)
     assert [options.source for options in prepared] == ["stdlib", "bigram_backcopy"]
     assert Counter(job.comparison for job in jobs) == {str(OUT / name): 9 for name in COMPARISONS}
