@@ -1,8 +1,7 @@
 """Every outlier metric of this project, written once. docs/metrics.md and the report print this table.
 
 A name such as "kurtosis" stands for several numbers in the literature (on one tensor: 3416, 35.6 and 57), so every
-logged value carries the id of its definition. Notation: x a site's activations of one layer, (B sequences, T tokens,
-C channels), float32; A_ij the weight of query i on key j, before a gate; g_i the gate; W (outputs, inputs) a weight.
+logged value carries the id of its definition.
 """
 
 import math
@@ -27,6 +26,12 @@ SITES = {
 FULL_SITES = tuple(site for site in SITES if site != "out_input")
 QUALCOMM_SITES = ("block_output", "mlp_output", "norm_attention", "norm_mlp", "attention_output", "norm_final")
 NORM_SITES = ("norm_attention", "norm_mlp")
+NOTATION = (
+    "Notation: x the activations of one site and layer, T tokens by C channels for each of B sequences, read in "
+    "float32; A_ij the weight that query i gives to key j, with explicit sinks in the normaliser and before a gate; "
+    "g_i the gate; W (outputs, inputs) a weight matrix. “Kurtosis” alone names several numbers: every logged value "
+    "carries its id."
+)
 WEIGHT_SITES = ("q", "k", "v", "o", "up", "gate", "down")
 
 Reduction = Literal["mean", "max"]

@@ -1,17 +1,17 @@
 """docs/metrics.md, made from the table of definitions."""
 
-from outliers.definitions import DEFINITIONS, SITES, Definition
+import textwrap
+
+from outliers.definitions import DEFINITIONS, NOTATION, SITES, Definition
 from outliers.nulls import Setting
 
 EXAMPLE = Setting(context=256, width=128, sequences=16, mlp_width=512)
 
-OPENING = """# Metrics
+OPENING = f"""# Metrics
 
 Made by `python -m outliers > docs/metrics.md` from the one table in `outliers/definitions.py`; do not edit.
 
-Notation: x the activations of one site and layer, T tokens by C channels for each of B sequences, read in float32;
-A_ij the weight that query i gives to key j, with explicit sinks in the normaliser and before a gate; g_i the gate;
-W (outputs, inputs) a weight matrix. "Kurtosis" alone names several numbers: every logged value carries its id.
+{textwrap.fill(NOTATION, 120)}
 
 A number without its null says little. Three are recorded: the value at initialisation (the probe at step 0), on random
 tokens (rows with `inputs` = `random`), and the closed form where there is one, here at T = 256, C = 128, 16 sequences.

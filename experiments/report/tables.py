@@ -10,8 +10,9 @@ from experiments.report.comparison import Comparison, Variant
 from experiments.report.measures import CLOSED_FORM, INITIALISATION, RANDOM_TOKENS, Measure, at, measures
 from experiments.report.wording import number, signed
 from experiments.runs import Run
-from outliers.definitions import DEFINITIONS
+from outliers.definitions import DEFINITIONS, FULL_SITES, NOTATION, SITES, WEIGHT_SITES
 
+EVERYWHERE = {FULL_SITES: "every site but out_input", tuple(SITES): "every site", WEIGHT_SITES: "every matrix"}
 TAGS = {DIFFERS: "yes", NO_DIFFERENCE: "no"}
 
 
@@ -114,13 +115,15 @@ def definitions() -> str:
     """The table of definitions that the probe measures by."""
     rows = []
     for d in DEFINITIONS.values():
-        cells = (d.formula, d.unit, ", ".join(d.sites), d.null.text, d.source)
+        cells = (d.formula, d.unit, EVERYWHERE.get(d.sites, ", ".join(d.sites)), d.null.text, d.source)
         named = f"{escape(d.title)}<span class=unit><code>{escape(d.id)}</code></span>"
         rows.append(f'<tr><th scope="row">{named}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>')
     table = _table(["Metric", "Definition", "Unit", "Sites", "Null", "Source"], rows)
+    sites = "".join(f"<li><code>{escape(site)}</code>: {escape(what)}</li>" for site, what in SITES.items())
     return (
         '<section id="definitions"><h2>Definitions</h2><details><summary>Every metric’s definition, null and source'
-        f"</summary>{table}</details></section>"
+        f'</summary><p class="soft">{escape(NOTATION)}</p>{table}'
+        f'<p class="soft">Sites:</p><ul class="soft">{sites}</ul></details></section>'
     )
 
 
