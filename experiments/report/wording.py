@@ -19,6 +19,7 @@ from experiments.report.assess import (
 )
 from experiments.report.comparison import Comparison
 from experiments.report.measures import Measure, measures, nulls
+from experiments.statistics import t_quantile
 
 EXPLICIT_MASS = "explicit_sink_mass"
 SETTINGS_NAMED = 6
@@ -139,16 +140,29 @@ def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
     if differing:
         more = f"; and {len(differing) - SETTINGS_NAMED} more" if len(differing) > SETTINGS_NAMED else ""
         sentences.append(f"The runs do not share their settings: {'; '.join(differing[:SETTINGS_NAMED])}{more}.")
-    total = len(assessment.verdicts)
-    if total:
-        sentences.append(
-            f"{total} comparisons were made (variants × measures), {assessment.made} of them assessable. A difference "
-            "is called one where the p-value of its paired t test, adjusted by Holm’s method for all assessable "
-            f"comparisons, is under {LEVEL:g}; the intervals shown are not adjusted. So few seeds cannot confirm that "
-            "differences are normally distributed, as the test assumes. Seeds stand for the noise of initial values "
-            "and data order on this corpus and at this size; nothing here speaks of larger models or longer training."
-        )
+    if assessment.verdicts:
+        sentences.append(_method(assessment))
     return sentences
+
+
+def _method(assessment: Assessment) -> str:
+    """How a difference is told from noise, and how large it must be for that."""
+    pairs = [v.difference.n for v in assessment.verdicts if v.word != NOT_ASSESSABLE and v.difference is not None]
+    power = ""
+    if pairs:
+        needed = t_quantile(1 - LEVEL / assessment.made, min(pairs) - 1) / math.sqrt(min(pairs))
+        power = (
+            f" With {min(pairs)} seeds the strictest step asks for a mean difference of {needed:.1f} times its "
+            "standard deviation, and takes differences as normally distributed, which so few seeds cannot confirm: "
+            "what is not seen may still be there."
+        )
+    return (
+        f"{len(assessment.verdicts)} comparisons were made (variants × measures), {assessment.made} of them "
+        "assessable. A difference is called one where the p-value of its paired t test, adjusted by Holm’s method for "
+        f"all assessable comparisons, is under {LEVEL:g}; the intervals shown are not adjusted.{power} Seeds stand for "
+        "the noise of initial values and data order on this corpus and at this size; nothing here speaks of larger "
+        "models or longer training."
+    )
 
 
 def _value(value: Any) -> str:

@@ -325,6 +325,10 @@ def test_the_common_rate_is_named_as_untuned(tmp_path):
     assert "same learning rate, 0.001 (constant): untuned" in cannot
     assert f"{len(assessment.verdicts)} comparisons were made" in cannot
     assert "Holm" in cannot
+    # Two degrees of freedom have a closed form: P(|T| < t) = t/√(2 + t²), so t = p √(2/(1 − p²)).
+    p = 1 - 0.05 / assessment.made
+    needed = p * math.sqrt(2 / (1 - p * p)) / math.sqrt(3)
+    assert f"With 3 seeds the strictest step asks for a mean difference of {needed:.1f} times" in cannot
 
 
 def test_no_common_rate_is_named_where_there_is_none(tmp_path):
