@@ -153,8 +153,8 @@ def _method(assessment: Assessment) -> str:
         needed = t_quantile(1 - LEVEL / assessment.made, min(pairs) - 1) / math.sqrt(min(pairs))
         power = (
             f" With {min(pairs)} seeds the strictest step asks for a mean difference of {needed:.1f} times its "
-            "standard deviation, and takes differences as normally distributed, which so few seeds cannot confirm: "
-            "what is not seen may still be there."
+            "standard deviation: what is not seen may still be there. The test takes differences as normally "
+            "distributed, which so few seeds cannot confirm."
         )
     return (
         f"{len(assessment.verdicts)} comparisons were made (variants × measures), {assessment.made} of them "
