@@ -207,6 +207,20 @@ def test_each_run_gets_its_share_of_the_cores(monkeypatch):
     assert threads_each(2) == 3
 
 
+def test_runs_are_forked_from_a_process_that_has_lightning_loaded(tmp_path):
+    """From a working directory outside the repository too, as a user's own is."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom experiments.pool import Pool\n"
+        "if __name__ == '__main__':\n"
+        "    look = \"import sys; sys.exit(0 if 'training.cli' in sys.modules else 3)\"\n"
+        "    process = Pool(1).context.Process(target=exec, args=(look,))\n"
+        "    process.start()\n    process.join()\n    sys.exit(process.exitcode)\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_needs_no_torch():
     code = (
         "import sys\nfrom experiments import arguments, compare, report\n"
