@@ -31,18 +31,28 @@ def optimiser(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
 
 
+def sum_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy as a bare loop writes it."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+
+
 def step_of(
-    model: nn.Module, data: list[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module,
+    data: list[tuple[Tensor, Tensor]],
+    forward: Callable[[Tensor], Tensor] | None = None,
+    loss_sum: Callable[[Tensor, Tensor], Tensor] = sum_nats,
 ) -> Callable[[], object]:
-    """One training step as a call. forward: how tokens become logits where `model(tokens)` does not return them."""
+    """One training step as a call.
+
+    forward: how tokens become logits where `model(tokens)` does not return them. loss_sum: of logits and targets, nats.
+    """
     update = optimiser(model)
     stream: Iterator[tuple[Tensor, Tensor]] = cycle(data)
     logits_of = forward or model
 
     def step() -> None:
         inputs, targets = next(stream)
-        logits = logits_of(inputs)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        loss = loss_sum(logits_of(inputs), targets) / targets.numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         update.step()

@@ -11,7 +11,7 @@ from inspect import signature
 import torch
 
 from benchmarks.models import batches, small, step_of
-from benchmarks.timing import machine, table, take_turns
+from benchmarks.timing import clock_argument, machine, table, take_turns
 from models import GPT
 from outliers import Probe
 from training.callbacks.outlier_probe import OutlierProbe
@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    clock_argument(parser)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     defaults = {name: parameter.default for name, parameter in signature(OutlierProbe).parameters.items()}
@@ -33,7 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for batch in options.batch:
         step = step_of(model, batches(config, batch))
-        timings = take_turns({"step": step, "probe": lambda: probe.measure(0)}, rounds=options.rounds)
+        timings = take_turns(
+            {"step": step, "probe": lambda: probe.measure(0)}, rounds=options.rounds, clock=options.clock
+        )
         steps = 1 / timings["probe"].speed_ratio(timings["step"])
         rows.append(
             [

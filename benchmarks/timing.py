@@ -5,6 +5,7 @@ here times each candidate once, in an order that rotates, and a ratio is the med
 round.
 """
 
+import argparse
 import gc
 import statistics
 import time
@@ -38,9 +39,17 @@ def synchronise() -> None:
 
 
 def take_turns(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int = 9, calls: int = 1, warmup: int = 2
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 9,
+    calls: int = 1,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time every candidate `rounds` times, in rotating order; a time is the mean of `calls` consecutive calls."""
+    """Time every candidate `rounds` times, in rotating order; a time is the mean of `calls` consecutive calls.
+
+    clock: seconds; `time.process_time` counts this process's CPU time alone (for one thread, without an accelerator).
+    """
     if rounds < 1 or calls < 1:
         raise ValueError(f"rounds {rounds} and calls {calls} must be at least 1")
     for call in candidates.values():
@@ -55,15 +64,27 @@ def take_turns(
             shift = turn % len(order)
             for name in order[shift:] + order[:shift]:
                 synchronise()
-                start = time.perf_counter()
+                start = clock()
                 for _ in range(calls):
                     candidates[name]()
                 synchronise()
-                seconds[name].append((time.perf_counter() - start) / calls)
+                seconds[name].append((clock() - start) / calls)
     finally:
         if collecting:
             gc.enable()
     return {name: Timing(name, tuple(values)) for name, values in seconds.items()}
+
+
+def clock_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --cpu-time, which sets `clock` to the process's CPU time in the place of the wall's."""
+    parser.add_argument(
+        "--cpu-time",
+        dest="clock",
+        action="store_const",
+        const=time.process_time,
+        default=time.perf_counter,
+        help="count this process's CPU time, for a machine that does other work too (one thread, no accelerator)",
+    )
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> str:

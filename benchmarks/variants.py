@@ -14,7 +14,7 @@ import sys
 import torch
 
 from benchmarks.models import small, variant_step
-from benchmarks.timing import machine, table, take_turns
+from benchmarks.timing import clock_argument, machine, table, take_turns
 from models.attention import examples, label
 
 
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a step (default 4096)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    clock_argument(parser)
     parser.add_argument("--memory-of", metavar="ATTENTION", help="print one variant's peak memory in MiB, nothing else")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
@@ -49,10 +50,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.memory_of:
             print(measure_own_memory(options.memory_of, context, batch))
             continue
-        timings = take_turns(
-            {name: variant_step(small(context), spec, batch) for name, spec in examples().items()},
-            rounds=options.rounds,
-        )
+        steps = {name: variant_step(small(context), spec, batch) for name, spec in examples().items()}
+        timings = take_turns(steps, rounds=options.rounds, clock=options.clock)
         memory = {name: peak_memory(name, context, batch) for name in examples()}
         rows = [
             [

@@ -10,7 +10,9 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +20,8 @@ from torch import nn
 from errors import InputError
 
 CHOICES = ("auto", "true", "false")
+# On the CPU tanh by exp takes a third of the library's; its error, 1e-7 absolute, is GELU's 1 + tanh's own rounding.
+OPTIONS: dict[str, Any] = {"cpp.use_decompose_tanh": True}
 
 log = logging.getLogger("sinkless")
 
@@ -57,4 +61,9 @@ def obstacle(device: torch.device) -> str | None:
 def compile_blocks(blocks: nn.ModuleList) -> None:
     """Compile each block in place; call it before the strategy wraps or shards them."""
     for block in blocks:
-        block.compile()
+        block.compile(options=OPTIONS)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that has no weights, such as the loss."""
+    return torch.compile(function, options=OPTIONS)

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,12 +19,12 @@ from models import GPT, GPTConfig
 from models.attention import normalise
 from training import compilation, optimizers, rng
 from training.guard import NonFiniteError, NonFiniteGuard, locate
+from training.loss import IGNORED, nats, nats_to_compile
 from training.optimizers import OptimizerConfig
 from training.resume import rewrite_counters
 from training.schedules import ScheduleConfig, factor
 from training.stopwatch import Stopwatch
 
-IGNORED = -100
 # Lightning's name of a precision, and the dtype in which attention then computes.
 PRECISIONS = {
     "32-true": torch.float32,
@@ -151,7 +150,7 @@ class LanguageModel(LightningModule):
             return
         if self.trainer.training and compilation.wanted(self.compile_choice, self.trainer.strategy.root_device):
             compilation.compile_blocks(self.gpt.blocks)
-            self._nats = torch.compile(nats)
+            self._nats = compilation.compiled(nats_to_compile)
             self._compiled = True
 
     def configure_optimizers(self) -> Optimizer:
@@ -242,10 +241,3 @@ class LanguageModel(LightningModule):
             raise InputError(f"the checkpoint has a vocabulary of {there} tokens, the corpus one of {here}")
         if self._trainer is not None and self.trainer.training:
             rewrite_counters(checkpoint, self.trainer.accumulate_grad_batches)
-
-
-def nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Σ −log p of the targets that are not ignored, at least in fp32."""
-    if logits_BTV.dtype != torch.float64:
-        logits_BTV = logits_BTV.float()
-    return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
