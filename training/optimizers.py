@@ -1,5 +1,6 @@
 """AdamW in two groups: matrices decay, everything else does not."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,16 +36,16 @@ class OptimizerConfig:
         """Raise InputError for a value that no optimizer takes."""
         if self.name != "adamw":
             raise InputError(f"model.optimizer.name is {self.name!r}; it is adamw")
-        if not self.lr > 0:
-            raise InputError(f"model.optimizer.lr is {self.lr}; it is greater than 0")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"model.optimizer.lr is {self.lr}; it is greater than 0 and finite")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(
                 f"model.optimizer.betas is {list(self.betas)}; it is two numbers, each at least 0 and below 1"
             )
-        if not self.eps > 0:
-            raise InputError(f"model.optimizer.eps is {self.eps}; it is greater than 0")
-        if self.weight_decay < 0:
-            raise InputError(f"model.optimizer.weight_decay is {self.weight_decay}; it is 0 or more")
+        if not 0 < self.eps < math.inf:
+            raise InputError(f"model.optimizer.eps is {self.eps}; it is greater than 0 and finite")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"model.optimizer.weight_decay is {self.weight_decay}; it is 0 or more, and finite")
 
 
 def build(config: OptimizerConfig, gpt: nn.Module) -> Optimizer:

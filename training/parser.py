@@ -88,6 +88,10 @@ def _expectation(text: str) -> str:
     elif "Subtypes" in text:
         expected = re.sub(r"Literal\[(.*?)\]", lambda literal: literal[1].replace("'", ""), expected)
         expected = re.sub(r",\s*", " or ", expected).replace("NoneType", "null")
+    if expected in ("list", "tuple"):
+        expected = f"a list in brackets, such as [{given}]"
+    if expected == "float" and given.lstrip("+-.").lower() in ("nan", "inf"):
+        expected = "a finite number"
     near = get_close_matches(given, choices, n=1)
     return f"expected {expected}, got {given}{f'; did you mean {near[0]}?' if near else ''}"
 
