@@ -1,0 +1,75 @@
+"""Tile sizes, warps and pipeline stages of every kernel, by architecture and head size: a static table.
+
+Chosen with `python -m benchmarks.compile_kernels` (registers, spills and shared memory of every entry); where a GPU has
+confirmed an entry, docs/log.md says so. Tuning is an offline matter: a table gives every run the same kernels.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tiles(NamedTuple):
+    """One launch: query rows and keys of a tile, warps of a program, stages of the load pipeline."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+
+KERNELS = ("forward", "statistics", "columns", "rows", "dkdv", "dq")
+ARCHITECTURES = (80, 90, 100)
+INTERPRETED = Tiles(32, 16, 4, 1)  # small, so that short sequences have several tiles
+
+
+def padded(head_dim: int) -> int:
+    """The head size inside the kernels: the next power of two from 16 on."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, two_accumulators: bool = False) -> Tiles:
+    """The launch of a kernel. architecture: compute capability × 10; 0 under the interpreter.
+
+    two_accumulators: the training forward of families B, which carries a second (M, D) sum.
+    """
+    if architecture == 0:
+        return INTERPRETED
+    size = padded(head_dim)
+    if dtype == torch.float32:
+        return _full_precision(kernel, size)
+    if kernel == "rows":
+        return Tiles(64 if size <= 64 else 32 if size <= 128 else 16, 0, 4, 1)
+    ampere = architecture < 90
+    if size <= 64:
+        return {
+            "forward": Tiles(128, 64, 8, 3),
+            "statistics": Tiles(128, 64, 8, 3),
+            "columns": Tiles(64, 128, 8, 3),
+            "dkdv": Tiles(64, 128, 8, 3) if not ampere else Tiles(64, 64, 8, 2),
+            "dq": Tiles(128, 64, 8, 3),
+        }[kernel]
+    if size <= 128:
+        return {
+            "forward": Tiles(128, 64, 8, 2 if ampere or two_accumulators else 3),
+            "statistics": Tiles(128, 64, 8, 2),
+            "columns": Tiles(64, 128, 8, 2),
+            "dkdv": Tiles(64, 64, 8, 2),
+            "dq": Tiles(64, 64, 8, 2) if ampere else Tiles(128, 64, 8, 2),
+        }[kernel]
+    return {
+        "forward": Tiles(64, 32, 8, 2),
+        "statistics": Tiles(64, 32, 8, 2),
+        "columns": Tiles(32, 64, 8, 2),
+        "dkdv": Tiles(32, 32, 8, 1),
+        "dq": Tiles(32, 32, 8, 1),
+    }[kernel]
+
+
+def _full_precision(kernel: str, size: int) -> Tiles:
+    """float32 products have no tensor-core instruction: small tiles, many warps."""
+    if kernel == "rows":
+        return Tiles(32 if size <= 64 else 16, 0, 4, 1)
+    if size <= 64:
+        return Tiles(32, 32, 4, 1)
+    return Tiles(16, 32, 8, 1)
