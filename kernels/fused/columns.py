@@ -25,7 +25,7 @@ def columns_kernel(
     h = tl.cast(tl.program_id(1) % H, tl.int64)
     rows = tl.program_id(1).to(tl.int64) * T
     k_tile = load_tile(k + b * k_batch + (h // GROUP) * k_head, start_n, k_row, T, D, BLOCK_N, BLOCK_D, True)
-    low, _, _, high = query_range(last_query + b * T, start_n, T, T, FIRST, BLOCK_M, BLOCK_N)
+    low, whole, cut, high = query_range(last_query + b * T, start_n, T, T, FIRST, BLOCK_M, BLOCK_N)
     mass = tl.zeros([BLOCK_N], tl.float32)
     gated_mass = mass
     early_mass = mass

@@ -69,6 +69,9 @@ def rows_kernel(
     dot_y = tl.sum(d_tile * y_tile, 1)
 
     L = load_rows(lse + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0)
+    L = tl.zeros([BLOCK_M], tl.float32)
+    if SCORE != SIGMOID:
+        L = load_rows(lse + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0)
     lam2 = tl.where(L == float("-inf"), float("inf"), L * LOG2E)
 
     # dot: dO · (the row before its gate); weight: what an added vector's gradient is weighted with.

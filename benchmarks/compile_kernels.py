@@ -1,0 +1,274 @@
+"""Compile every shipped kernel for GPUs that are not here, and read off what the machine code needs.
+
+    python -m benchmarks.compile_kernels [--all] [--head-size 64 128] [--dtype bfloat16] [--architecture 80 90 100]
+
+One row for each distinct kernel that the launches of `kernels/fused` would start: registers a thread, bytes spilled
+(stack frame) and spilling instructions, shared memory a program, and whether tensor cores multiply (HMMA, HGMMA or
+UTCHMMA instructions by architecture). Fails (exit code 1) on a spill, on more shared memory than the device has, and on
+a missing tensor-core instruction in half precision. `--all` goes over every dtype and head size class.
+
+The launches are the library's own, on CPU tensors, under a driver that compiles and does not run: what is compiled is
+what a GPU would get, specialisations included. Only what each variant adds is compiled; equal kernels once.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import table
+from kernels import (
+    AddedVector,
+    Clipped,
+    Elastic,
+    ElementGate,
+    Parts,
+    RowGate,
+    Sigmoid,
+    SinkLogits,
+    SinkSlots,
+    Softmax,
+    Softpick,
+)
+
+SHARED = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes that one program may use: CUDA C++ guide, compute capabilities
+TENSOR_CORE = {80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTC\w*MMA\b"}
+MATRIX_KERNELS = ("forward", "statistics", "columns", "dkdv", "dq")
+BATCH, HEADS, GROUPS, LENGTH = 1, 4, 2, 1024
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def variants(head_dim: int, dtype: torch.dtype) -> dict[str, tuple[Parts, bool]]:
+    """What is compiled: parts by name, and whether with a first key for each row."""
+    H, T, D = HEADS, LENGTH, head_dim
+    vector, slots = torch.zeros(H, D), torch.zeros(H, 1, D)
+    row, element = torch.zeros(BATCH, T, H).transpose(1, 2), torch.zeros(BATCH, T, H, D, dtype=dtype).transpose(1, 2)
+    parts = {
+        "softmax": Parts(),
+        "sink_logit": Parts(sinks=SinkLogits(torch.zeros(H))),
+        "sink_key": Parts(sinks=SinkSlots(slots)),
+        "sink_key_value": Parts(sinks=SinkSlots(slots, slots)),
+        "sink_key_value 4": Parts(sinks=SinkSlots(slots.repeat(1, 4, 1), slots.repeat(1, 4, 1))),
+        "fixed_bias": Parts(added=AddedVector(vector)),
+        "context_bias": Parts(added=AddedVector(vector, vector)),
+        "row gate": Parts(gate=RowGate(row)),
+        "element gate": Parts(gate=ElementGate(element)),
+        "sink_key_value, row gate": Parts(sinks=SinkSlots(slots, slots), gate=RowGate(row)),
+        "softcap": Parts(score=Softmax(softcap=30.0)),
+        "sigmoid": Parts(score=Sigmoid(-7.0)),
+        "softpick": Parts(score=Softpick()),
+        "clipped": Parts(score=Clipped(-0.01)),
+        "elastic": Parts(score=Elastic(torch.zeros(H))),
+    }
+    found = {name: (part, False) for name, part in parts.items()}
+    for name in ("softmax", "sigmoid", "softpick", "clipped", "elastic"):
+        found[f"{name}, first keys"] = (parts[name], True)
+    return found
+
+
+class CompileOnly:
+    """A Triton driver of a device that is not there. Each architecture is another device, with a cache of its own."""
+
+    def __init__(self) -> None:
+        self.architecture = 90
+
+    def get_current_target(self) -> Any:
+        """The device to compile for."""
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        """One index for each architecture."""
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        """None is used."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Code:
+    """One compiled kernel."""
+
+    kernel: str
+    variant: str
+    head_dim: int
+    dtype: str
+    architecture: int
+    tiles: str
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    tensor_core: bool
+    seconds: float
+
+    def faults(self) -> list[str]:
+        """Why it must not be shipped."""
+        found = []
+        if self.stack or self.spills:
+            found.append(f"{self.stack} bytes of stack, {self.spills} spilling instructions")
+        if self.shared > SHARED[self.architecture]:
+            found.append(f"{self.shared} bytes of shared memory, {SHARED[self.architecture]} allowed")
+        if self.kernel in MATRIX_KERNELS and self.dtype != "float32" and not self.tensor_core:
+            found.append("no tensor-core instruction")
+        return found
+
+
+class Recorder:
+    """Stands in for a kernel of launch.py: compiles what is launched, once, and remembers it."""
+
+    def __init__(self, name: str, kernel: Any, study: "Study"):
+        self.name, self.kernel, self.study = name, kernel, study
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def compile_only(*arguments: Any, **options: Any) -> None:
+            began = time.monotonic()
+            compiled = self.kernel.run(*arguments, grid=grid, warmup=True, **options)
+            self.study.add(self.name, compiled, options, time.monotonic() - began)
+
+        return compile_only
+
+
+class Study:
+    """Compiles the launches of variants and collects `Code`."""
+
+    def __init__(self) -> None:
+        import triton
+
+        from kernels.fused import launch
+
+        self.launch, self.driver = launch, CompileOnly()
+        triton.runtime.driver.set_active(self.driver)
+        launch._architecture = lambda q: self.driver.architecture
+        for name in ("forward", "rows", "dkdv", "dq", "columns"):
+            setattr(launch, f"{name}_kernel", Recorder(name, getattr(launch, f"{name}_kernel"), self))
+        self.seen: set[str] = set()
+        self.codes: list[Code] = []
+        self.labels: tuple[str, int, str] = ("", 0, "")
+
+    def add(self, kernel: str, compiled: Any, options: dict[str, Any], seconds: float) -> None:
+        """Keep a compiled kernel that was not seen before."""
+        if compiled.hash in self.seen:
+            return
+        self.seen.add(compiled.hash)
+        name, head_dim, dtype = self.labels
+        if kernel == "forward" and options["STATISTICS"]:
+            kernel = "statistics"
+        tiles = f"{options['BLOCK_M']}×{options.get('BLOCK_N', '-')} w{options['num_warps']} s{options['num_stages']}"
+        architecture = self.driver.architecture
+        registers, stack, sass = disassemble(compiled.asm["cubin"])
+        code = Code(
+            kernel=kernel,
+            variant=name,
+            head_dim=head_dim,
+            dtype=dtype,
+            architecture=architecture,
+            tiles=tiles,
+            registers=registers,
+            stack=stack,
+            spills=len(re.findall(r"\b(?:STL|LDL)\b", sass)),
+            shared=compiled.metadata.shared,
+            tensor_core=bool(re.search(TENSOR_CORE[architecture], sass)),
+            seconds=seconds,
+        )
+        self.codes.append(code)
+
+    def compile(self, name: str, parts: Parts, first_keys: bool, head_dim: int, dtype: str) -> None:
+        """Compile forward, statistics and backward of one variant as the library launches them."""
+        from kernels.fused import operators
+
+        self.labels = (name, head_dim, dtype)
+        kind = DTYPES[dtype]
+        q = torch.zeros(BATCH, LENGTH, HEADS, head_dim, dtype=kind).transpose(1, 2)
+        k = torch.zeros(BATCH, LENGTH, GROUPS, head_dim, dtype=kind).transpose(1, 2)
+        first = torch.zeros(BATCH, LENGTH, dtype=torch.int32) if first_keys else None
+        tensors = operators._inputs(q, k, k, parts, first, head_dim**-0.5)
+        q, k, v, variant, _ = operators._split(tensors)
+        y, lse, kept = self.launch.forward(q, k, v, variant, training=True)
+        self.launch.backward(q, None, q, k, v, variant, y, lse, kept)
+        if parts.gate is None and parts.added is None and not isinstance(parts.sinks, SinkSlots):
+            lse, statistics = self.launch.measure(q, k, variant)
+            self.launch.received(q, k, variant, lse, statistics[0], statistics[0], 64)
+
+
+def disassemble(cubin: bytes) -> tuple[int, int, str]:
+    """Registers a thread, bytes of stack a thread, and the machine code's text."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _output([knobs.nvidia.cuobjdump.path, "-res-usage", str(path)])
+        sass = _output([knobs.nvidia.nvdisasm.path, "-c", str(path)])
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return int(registers), int(stack), sass
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def rows(codes: list[Code]) -> Iterator[list[str]]:
+    """The table's lines."""
+    for c in codes:
+        yield [
+            c.kernel,
+            c.variant,
+            str(c.head_dim),
+            c.dtype,
+            f"sm_{c.architecture}",
+            c.tiles,
+            str(c.registers),
+            str(c.stack),
+            str(c.spills),
+            str(c.shared),
+            "yes" if c.tensor_core else "no",
+            "; ".join(c.faults()) or "ok",
+        ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; 1 if any kernel must not be shipped."""
+    parser = argparse.ArgumentParser(prog="benchmarks.compile_kernels", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--all", action="store_true", help="every dtype, head sizes 16 to 256")
+    parser.add_argument("--head-size", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
+    parser.add_argument("--architecture", type=int, nargs="+", choices=sorted(SHARED), default=sorted(SHARED))
+    parser.add_argument("--variant", nargs="+", help="these variants only")
+    options = parser.parse_args(argv)
+    if options.all:
+        options.head_size, options.dtype = [16, 32, 64, 80, 96, 128, 192, 256], list(DTYPES)
+    study = Study()
+    for architecture in options.architecture:
+        study.driver.architecture = architecture
+        for dtype in options.dtype:
+            for head_dim in options.head_size:
+                for name, (parts, first_keys) in variants(head_dim, DTYPES[dtype]).items():
+                    if options.variant is None or name in options.variant:
+                        study.compile(name, parts, first_keys, head_dim, dtype)
+                print(f"sm_{architecture} {dtype} {head_dim}: {len(study.codes)} kernels", file=sys.stderr, flush=True)
+    header = ["kernel", "variant", "D", "dtype", "device", "tiles", "registers", "stack", "spills", "shared", "MMA", ""]
+    import triton
+
+    print(table(f"kernels compiled by triton {triton.__version__}", header, list(rows(study.codes))))
+    bad = [code for code in study.codes if code.faults()]
+    print(f"{len(study.codes)} kernels, {len(bad)} with a fault")
+    return 1 if bad or not study.codes else 0
+
+
+if __name__ == "__main__":
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        sys.exit("error: TRITON_INTERPRET is set; the interpreter compiles nothing")
+    sys.exit(main())
