@@ -1,8 +1,8 @@
 """The heavy kernels of the backward: dK and dV of a tile of keys, dQ of a tile of rows. No atomics.
 
 Both recompute the scores from q, k and the rows' Λ (base 2), and need nothing else of a variant: sinks, gates and added
-vectors are in Λ and Δ (rows.py), or in dO. A key tile goes over all query heads of its group, so grouped heads need no
-further sum.
+vectors are in Λ and Δ (rows.py), or in dO. With grouped heads each query head writes dK and dV of its own, added up after:
+a loop over the heads of a group costs more registers than there are.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head size.
 """
@@ -41,11 +41,11 @@ def key_tiles(
         q = load_tile(q_base, start_m, q_row, T, D, BLOCK_M, BLOCK_D, MASKED)
         dO = load_tile(dO_base, start_m, dO_row, T, D, BLOCK_M, BLOCK_D, MASKED)
         # A row beyond the end has Λ = +inf and dO = 0: no weight and no gradient.
-        row_lam = load_rows(lam, start_m, 1, T, BLOCK_M, float("inf"))
-        row_delta = load_rows(delta, start_m, 1, T, BLOCK_M, 0.0)
+        row_lam = load_rows(lam, start_m, 1, T, BLOCK_M, float("inf"), MASKED)
+        row_delta = load_rows(delta, start_m, 1, T, BLOCK_M, 0.0, MASKED)
         row_shift = row_delta
         if SCORE == CLIPPED or SCORE == ELASTIC:
-            row_shift = load_rows(shift, start_m, shift_row, T, BLOCK_M, 0.0)
+            row_shift = load_rows(shift, start_m, shift_row, T, BLOCK_M, 0.0, MASKED)
         s = matmul(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, UPCAST)
         s, slope = base2(s, scale, softcap, SOFTCAP)
         dP = matmul(v, tl.trans(dO), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, UPCAST)
@@ -66,42 +66,40 @@ def dkdv_kernel(
     q, k, v, dO, dk, dv, lam, delta, shift, first_key, last_query,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, dO_batch, dO_head, dO_row,
     dk_batch, dk_head, dk_row, shift_batch, shift_head, shift_row,
-    G, GROUP, T, S, number, softcap, scale,
-    SCORE: tl.constexpr, SOFTCAP: tl.constexpr, FIRST: tl.constexpr,
+    H, GROUP, T, S, number, softcap, scale,
+    SCORE: tl.constexpr, SOFTCAP: tl.constexpr, FIRST: tl.constexpr, EVEN: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV (both laid out by dk's strides) of BLOCK_N keys of one key/value head.
+    """What one query head adds to dK and dV (both laid out by dk's strides) of BLOCK_N keys.
 
-    last_query (B, S): the last row that sees each key, −1 where none does; read with FIRST only.
+    last_query (B, S): the last row that sees each key, −1 where none does; read with FIRST only. EVEN: BLOCK_M
+    divides T.
     """
     start_n = tl.program_id(0) * BLOCK_N
-    b = tl.cast(tl.program_id(1) // G, tl.int64)
-    group = tl.cast(tl.program_id(1) % G, tl.int64)
-    k_tile = load_tile(k + b * k_batch + group * k_head, start_n, k_row, S, D, BLOCK_N, BLOCK_D, True)
-    v_tile = load_tile(v + b * v_batch + group * v_head, start_n, v_row, S, D, BLOCK_N, BLOCK_D, True)
+    b = tl.cast(tl.program_id(1) // H, tl.int64)
+    h = tl.cast(tl.program_id(1) % H, tl.int64)
+    k_tile = load_tile(k + b * k_batch + (h // GROUP) * k_head, start_n, k_row, S, D, BLOCK_N, BLOCK_D, True)
+    v_tile = load_tile(v + b * v_batch + (h // GROUP) * v_head, start_n, v_row, S, D, BLOCK_N, BLOCK_D, True)
 
-    low, whole, cut, high = query_range(last_query + b * S, start_n, T, S, FIRST, BLOCK_M, BLOCK_N)
+    low, whole, high = query_range(last_query + b * S, start_n, T, S, FIRST, BLOCK_M, BLOCK_N)
+    rows = tl.program_id(1).to(tl.int64) * T
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for member in range(0, GROUP):
-        h = group * GROUP + member
-        rows = (b * G * GROUP + h) * T
-        for phase in tl.static_range(3):
-            if phase == 0:
-                phase_low, phase_high = low, whole
-            elif phase == 1:
-                phase_low, phase_high = whole, cut
-            else:
-                phase_low, phase_high = cut, high
-            dk_tile, dv_tile = key_tiles(
-                dk_tile, dv_tile, k_tile, v_tile, q + b * q_batch + h * q_head, dO + b * dO_batch + h * dO_head,
-                q_row, dO_row, lam + rows, delta + rows, shift + b * shift_batch + h * shift_head, first_key + b * T,
-                shift_row, start_n, phase_low, phase_high, T, S, number, softcap, scale,
-                SCORE, SOFTCAP, FIRST, phase != 1, D, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, UPCAST,
-            )  # fmt: skip
-    store_tile(dk + b * dk_batch + group * dk_head, start_n, dk_row, S, dk_tile * scale, D, BLOCK_N, BLOCK_D)
-    store_tile(dv + b * dk_batch + group * dk_head, start_n, dk_row, S, dv_tile, D, BLOCK_N, BLOCK_D)
+    # Two copies of the loop at the most: a third takes the registers that the sums need.
+    for phase in tl.static_range(2):
+        if phase == 0:
+            phase_low, phase_high = low, whole
+        else:
+            phase_low, phase_high = whole, high
+        dk_tile, dv_tile = key_tiles(
+            dk_tile, dv_tile, k_tile, v_tile, q + b * q_batch + h * q_head, dO + b * dO_batch + h * dO_head,
+            q_row, dO_row, lam + rows, delta + rows, shift + b * shift_batch + h * shift_head, first_key + b * T,
+            shift_row, start_n, phase_low, phase_high, T, S, number, softcap, scale,
+            SCORE, SOFTCAP, FIRST, phase == 0 or FIRST or not EVEN, D, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION, UPCAST,
+        )  # fmt: skip
+    store_tile(dk + b * dk_batch + h * dk_head, start_n, dk_row, S, dk_tile * scale, D, BLOCK_N, BLOCK_D)
+    store_tile(dv + b * dk_batch + h * dk_head, start_n, dk_row, S, dv_tile, D, BLOCK_N, BLOCK_D)
 
 
 @triton.jit
@@ -152,11 +150,11 @@ def dq_kernel(
     rows = tl.program_id(1).to(tl.int64) * T
     q_tile = load_tile(q + b * q_batch + h * q_head, start_m, q_row, T, D, BLOCK_M, BLOCK_D, True)
     dO_tile = load_tile(dO + b * dO_batch + h * dO_head, start_m, dO_row, T, D, BLOCK_M, BLOCK_D, True)
-    row_lam = load_rows(lam + rows, start_m, 1, T, BLOCK_M, float("inf"))
-    row_delta = load_rows(delta + rows, start_m, 1, T, BLOCK_M, 0.0)
+    row_lam = load_rows(lam + rows, start_m, 1, T, BLOCK_M, float("inf"), True)
+    row_delta = load_rows(delta + rows, start_m, 1, T, BLOCK_M, 0.0, True)
     row_shift = row_delta
     if SCORE == CLIPPED or SCORE == ELASTIC:
-        row_shift = load_rows(shift + b * shift_batch + h * shift_head, start_m, shift_row, T, BLOCK_M, 0.0)
+        row_shift = load_rows(shift + b * shift_batch + h * shift_head, start_m, shift_row, T, BLOCK_M, 0.0, True)
 
     first, low, whole, diagonal, end = key_range(first_key + b * T, start_m, T, S, FIRST, BLOCK_M, BLOCK_N)
 

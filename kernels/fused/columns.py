@@ -25,7 +25,7 @@ def columns_kernel(
     h = tl.cast(tl.program_id(1) % H, tl.int64)
     rows = tl.program_id(1).to(tl.int64) * T
     k_tile = load_tile(k + b * k_batch + (h // GROUP) * k_head, start_n, k_row, T, D, BLOCK_N, BLOCK_D, True)
-    low, whole, cut, high = query_range(last_query + b * T, start_n, T, T, FIRST, BLOCK_M, BLOCK_N)
+    low, whole, high = query_range(last_query + b * T, start_n, T, T, FIRST, BLOCK_M, BLOCK_N)
     mass = tl.zeros([BLOCK_N], tl.float32)
     gated_mass = mass
     early_mass = mass
@@ -35,16 +35,16 @@ def columns_kernel(
             k_tile, tl.trans(q_tile), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, UPCAST
         )
         s, _ = base2(products, scale, softcap, SOFTCAP)
-        row_lam = load_rows(lam + rows, start_m, 1, T, BLOCK_M, float("inf"))
+        row_lam = load_rows(lam + rows, start_m, 1, T, BLOCK_M, float("inf"), True)
         row_shift = row_lam
         if SCORE == CLIPPED or SCORE == ELASTIC:
-            row_shift = load_rows(shift + b * shift_batch + h * shift_head, start_m, shift_row, T, BLOCK_M, 0.0)
+            row_shift = load_rows(shift + b * shift_batch + h * shift_head, start_m, shift_row, T, BLOCK_M, 0.0, True)
         w = weights(s, row_lam[None, :], number, row_shift[None, :], SCORE)
         w = tl.where(visible_keys(start_n, start_m, first_key + b * T, T, T, FIRST, BLOCK_M, BLOCK_N), w, 0.0)
         mass += tl.sum(w, 1)
-        gated_mass += tl.sum(w * load_rows(gates + rows, start_m, 1, T, BLOCK_M, 0.0)[None, :], 1)
+        gated_mass += tl.sum(w * load_rows(gates + rows, start_m, 1, T, BLOCK_M, 0.0, True)[None, :], 1)
         if start_m < EARLY:
-            early_mass += tl.sum(w * load_rows(early + rows, start_m, 1, EARLY, BLOCK_M, 0.0)[None, :], 1)
+            early_mass += tl.sum(w * load_rows(early + rows, start_m, 1, EARLY, BLOCK_M, 0.0, True)[None, :], 1)
     key = start_n + tl.arange(0, BLOCK_N)
     tl.store(received + rows + key, mass, mask=key < T)
     tl.store(gated + rows + key, gated_mass, mask=key < T)

@@ -156,7 +156,7 @@ def forward_kernel(
 
     shift_rows = tl.zeros([BLOCK_M], tl.float32)
     if SCORE == CLIPPED or SCORE == ELASTIC:
-        shift_rows = load_rows(shift + b * shift_batch + h * shift_head, start_m, shift_row, T, BLOCK_M, 0.0)
+        shift_rows = load_rows(shift + b * shift_batch + h * shift_head, start_m, shift_row, T, BLOCK_M, 0.0, True)
     zero = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     active = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -206,7 +206,7 @@ def forward_kernel(
 
     # Explicit sinks enter the normaliser, by a pivot that cannot overflow.
     if SINK == SINK_LOGIT:
-        s = load_rows(sink + b * sink_batch + h * sink_head, start_m, sink_row, T, BLOCK_M, 0.0) * LOG2E
+        s = load_rows(sink + b * sink_batch + h * sink_head, start_m, sink_row, T, BLOCK_M, 0.0, True) * LOG2E
         m_new = tl.maximum(m, s)
         pivot = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.exp2(m - pivot)
@@ -265,7 +265,7 @@ def forward_kernel(
                 kept_tile = acc
             store_tile(kept + b * y_batch + h * y_head, start_m, y_row, T, kept_tile, D, BLOCK_M, BLOCK_D)
         if GATE == ROW_GATE:
-            z = load_rows(gate_logits + b * gate_batch + h * gate_head, start_m, gate_row, T, BLOCK_M, 0.0)
+            z = load_rows(gate_logits + b * gate_batch + h * gate_head, start_m, gate_row, T, BLOCK_M, 0.0, True)
             g, _, _ = gate(z, span)
             acc = acc * g[:, None]
         elif GATE == ELEMENT_GATE:

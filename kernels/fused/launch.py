@@ -185,13 +185,15 @@ def backward(
     heavy = {"SCORE": x.score, "SOFTCAP": x.softcap > 0, "FIRST": x.first_key is not None}
     numbers = (x.number, x.softcap, x.scale)
 
-    dk, dv = rows_like(k), rows_like(v)
+    dk, dv = (torch.empty(B, S, H, D, dtype=k.dtype, device=k.device).transpose(1, 2) for _ in range(2))
     t = tiles("dkdv", D, q.dtype, _architecture(q))
-    dkdv_kernel[(triton.cdiv(S, t.n), B * G)](
+    dkdv_kernel[(triton.cdiv(S, t.n), B * H)](
         q, k, v, dO, dk, dv, lam, delta, _or(x.shift, q), _or(x.first_key, q), _or(last_query, q),
         *_strides(q), *_strides(k), *_strides(v), *_strides(dO), *_strides(dk), *_strides(x.shift),
-        G, H // G, T, S, *numbers, **heavy, BLOCK_M=t.m, BLOCK_N=t.n, **_common(q, t),
+        H, H // G, T, S, *numbers, **heavy, EVEN=T % t.m == 0, BLOCK_M=t.m, BLOCK_N=t.n, **_common(q, t),
     )  # fmt: skip
+    if G != H:
+        dk, dv = (x.unflatten(1, (G, H // G)).sum(2) for x in (dk, dv))
 
     dq = rows_like(q)
     d_shift = _empty(q, (B, H, T) if x.score == ELASTIC.value else 0)

@@ -68,17 +68,16 @@ def rows_kernel(
     y_tile = load_tile(y + b * y_batch + h * y_head, start, y_row, T, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
     dot_y = tl.sum(d_tile * y_tile, 1)
 
-    L = load_rows(lse + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0)
     L = tl.zeros([BLOCK_M], tl.float32)
     if SCORE != SIGMOID:
-        L = load_rows(lse + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0)
+        L = load_rows(lse + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0, True)
     lam2 = tl.where(L == float("-inf"), float("inf"), L * LOG2E)
 
     # dot: dO · (the row before its gate); weight: what an added vector's gradient is weighted with.
     dot = dot_y
     weight = tl.where(inside, 1.0, 0.0)
     if GATE == ROW_GATE:
-        z = load_rows(gate_logits + b * gate_batch + h * gate_head, start, gate_row, T, BLOCK_M, 0.0)
+        z = load_rows(gate_logits + b * gate_batch + h * gate_head, start, gate_row, T, BLOCK_M, 0.0, True)
         g, log2_g, one_minus = gate(z, span)
         if KEPT and SCORE == SOFTMAX:
             kept_tile = load_tile(kept + b * y_batch + h * y_head, start, y_row, T, D, BLOCK_M, BLOCK_D, True)
@@ -126,13 +125,13 @@ def rows_kernel(
         kept_tile = load_tile(kept + b * y_batch + h * y_head, start, y_row, T, D, BLOCK_M, BLOCK_D, True)
         dot = tl.sum(d_tile * kept_tile.to(tl.float32), 1)
     if WITH_DL:
-        dot -= load_rows(dL + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0)
+        dot -= load_rows(dL + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0, True)
     if SCORE != SIGMOID:
         tl.store(lam + out, lam2, mask=inside)
         tl.store(delta + out, dot, mask=inside)
 
     if SINK == SINK_LOGIT:
-        s = load_rows(sink + b * sink_batch + h * sink_head, start, sink_row, T, BLOCK_M, 0.0)
+        s = load_rows(sink + b * sink_batch + h * sink_head, start, sink_row, T, BLOCK_M, 0.0, True)
         tl.store(d_sink + out, -tl.exp2(s * LOG2E - lam2) * dot, mask=inside)
     elif SINK == SINK_SLOTS:
         for r in range(SLOTS):

@@ -49,7 +49,7 @@ def load_tile(base, start, stride, length, D: tl.constexpr, N: tl.constexpr, BLO
     column = tl.arange(0, BLOCK_D)
     pointers = base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :]
     if MASKED:
-        inside = (start + row < length)[:, None]
+        inside = (row < length - start)[:, None]
         if D != BLOCK_D:
             inside = inside & (column < D)[None, :]
         return tl.load(pointers, mask=inside, other=0.0)
@@ -77,10 +77,14 @@ def load_vector(base, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def load_rows(base, start, stride, length, N: tl.constexpr, other):
+def load_rows(base, start, stride, length, N: tl.constexpr, other, MASKED: tl.constexpr):
     """One number for each of N rows as float32, `other` beyond the length."""
-    row = start + tl.arange(0, N)
-    return tl.load(base + tl.cast(row, tl.int64) * stride, mask=row < length, other=other).to(tl.float32)
+    row = tl.arange(0, N)
+    pointers = base + tl.cast(start, tl.int64) * stride + row * stride
+    if MASKED:
+        return tl.load(pointers, mask=row < length - start, other=other).to(tl.float32)
+    else:
+        return tl.load(pointers).to(tl.float32)
 
 
 @triton.jit
@@ -122,24 +126,19 @@ def key_range(first_key, start_m, T, S, FIRST: tl.constexpr, BLOCK_M: tl.constex
 
 @triton.jit
 def query_range(last_query, start_n, T, S, FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Where the rows lie that see BLOCK_N keys: (low, whole, cut, high).
+    """Where the rows lie that see BLOCK_N keys: (low, whole, high).
 
-    Rows whole … cut − 1 see every key; of low … whole − 1 (the diagonal) and cut … high − 1 each row sees some; no
-    other row sees any. last_query (S): the last row that sees each key, never falling, −1 where none does.
+    Rows from `whole` on lie behind every key; of low … whole − 1 (the diagonal) each sees some; no row outside
+    low … high − 1 sees any. last_query (S): the last row that sees each key, never falling, −1 where none does.
     """
     offset = S - T
     low = tl.maximum(start_n - offset, 0) // BLOCK_M * BLOCK_M
     whole = (tl.maximum(start_n + BLOCK_N - 1 - offset, 0) + BLOCK_M - 1) // BLOCK_M * BLOCK_M
     high = T
-    cut = T // BLOCK_M * BLOCK_M
     if FIRST:
         key = start_n + tl.arange(0, BLOCK_N)
-        last = tl.load(last_query + key, mask=key < S, other=-1)
-        high = tl.minimum(tl.max(last, 0) + 1, T)
-        # The tile's first key is the first that later rows no longer see.
-        cut = tl.minimum((tl.min(tl.where(key < S, last, T), 0) + 1) // BLOCK_M * BLOCK_M, cut)
-    whole = tl.minimum(whole, high)
-    return low, whole, tl.maximum(cut, whole), high
+        high = tl.minimum(tl.max(tl.load(last_query + key, mask=key < S, other=-1), 0) + 1, T)
+    return low, tl.minimum(whole, high), high
 
 
 @triton.jit
