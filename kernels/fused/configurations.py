@@ -54,7 +54,7 @@ def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, two
             "forward": Tiles(128, 64, 8, 2 if ampere or two_accumulators else 3),
             "statistics": Tiles(128, 64, 8, 2),
             "columns": Tiles(64, 128, 8, 2),
-            "dkdv": Tiles(64, 64, 8, 2),
+            "dkdv": Tiles(32, 128, 8, 2) if not ampere else Tiles(32, 64, 8, 2),
             "dq": Tiles(64, 64, 8, 2) if ampere else Tiles(128, 64, 8, 2),
         }[kernel]
     return {
