@@ -194,10 +194,9 @@ class Study:
         q = torch.zeros(BATCH, LENGTH, HEADS, head_dim, dtype=kind).transpose(1, 2)
         k = torch.zeros(BATCH, LENGTH, GROUPS, head_dim, dtype=kind).transpose(1, 2)
         first = torch.zeros(BATCH, LENGTH, dtype=torch.int32) if first_keys else None
-        tensors = operators._inputs(q, k, k, parts, first, head_dim**-0.5)
-        q, k, v, variant, _ = operators._split(tensors)
-        y, lse, kept = self.launch.forward(q, k, v, variant, training=True)
-        self.launch.backward(q, None, q, k, v, variant, y, lse, kept)
+        q, k, variant = operators.variant_of(q, k, parts, first, head_dim**-0.5)
+        y, lse, kept = self.launch.forward(q, k, k, variant, training=True)
+        self.launch.backward(q, None, q, k, k, variant, y, lse, kept)
         if parts.gate is None and parts.added is None and not isinstance(parts.sinks, SinkSlots):
             lse, statistics = self.launch.measure(q, k, variant)
             self.launch.received(q, k, variant, lse, statistics[0], statistics[0], 64)

@@ -5,7 +5,8 @@
 Causal always. The mathematics and how to use this folder elsewhere: README.md beside this file.
 """
 
-from .dispatch import BACKENDS, attend, attend_with_lse
+from .backends import BACKENDS
+from .dispatch import attend, attend_with_lse
 from .parts import (
     AddedVector,
     Clipped,

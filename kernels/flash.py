@@ -88,14 +88,15 @@ def refusal(q_BHTD: Tensor) -> str | None:
         return f"dtype {q_BHTD.dtype} on {device.type} (allowed: {', '.join(map(str, flash.dtypes))})"
     if flash.largest_head is not None and q_BHTD.shape[-1] > flash.largest_head:
         return f"head size {q_BHTD.shape[-1]} on {device.type} (allowed: 1 to {flash.largest_head})"
-    if device.type == "cuda" and _capability(device.index or 0) < 80:
-        return f"compute capability {_capability(device.index or 0) / 10} (allowed: 8.0 and later)"
+    if device.type == "cuda" and capability(device.index or 0) < 80:
+        return f"compute capability {capability(device.index or 0) / 10} (allowed: 8.0 and later)"
     return None
 
 
 @torch.compiler.assume_constant_result
-def _capability(index: int) -> int:
-    major, minor = torch.cuda.get_device_capability(index)
+def capability(index: int) -> int:
+    """The compute capability of a CUDA device, times ten."""
+    major, minor = torch.cuda.get_devicecapability(index)
     return 10 * major + minor
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from .backends import statistics_backend
 from .checks import check
 from .parts import Elastic, Parts, Score, Sigmoid, SinkLogits, SinkSlots, Softmax
 from .reference import gate_values, sink_logits, visible, wide, without_autocast
@@ -71,17 +72,36 @@ def statistics(
     scale: float | None = None,
     prefix: int = 0,
     block: int = 128,
+    backend: str = "auto",
 ) -> AttentionStatistics:
     """Measure one attention layer. Arguments are those of `attend`; T queries and as many keys.
 
     prefix: how many leading positions are a learned prefix (a sink token): their queries are left out, the weight on
     their keys counts as explicit sink mass. It cannot be combined with first_key_BT.
-    block: query rows at a time. Autocast is off inside.
-    Raises ValueError for shapes and dtypes that `attend` refuses too.
+    backend: "triton", "blockwise" (PyTorch, `block` query rows at a time), or "auto": triton on a GPU where it can.
+    Autocast is off inside.
+    Raises ValueError for shapes and dtypes that `attend` refuses too, and for what a back end cannot compute.
     """
     parts = Parts() if parts is None else parts
+    scale = q_BHTD.shape[-1] ** -0.5 if scale is None else scale
+    _check(q_BHTD, k_BGTD, parts, first_key_BT, prefix)
     with without_autocast(q_BHTD.device.type):
+        if statistics_backend(backend, q_BHTD, parts, prefix) == "triton":
+            from .fused import measure
+
+            return measure(q_BHTD, k_BGTD, parts, first_key_BT, scale, prefix)
         return _statistics(q_BHTD, k_BGTD, parts, first_key_BT, scale, prefix, block)
+
+
+def _check(q_BHTD: Tensor, k_BGTD: Tensor, parts: Parts, first_key_BT: Tensor | None, prefix: int) -> None:
+    check(q_BHTD, k_BGTD, None, parts, first_key_BT)
+    T = q_BHTD.shape[2]
+    if k_BGTD.shape[2] != T:
+        raise ValueError(f"statistics needs as many keys as queries, not {k_BGTD.shape[2]} keys and {T} queries")
+    if not 0 <= prefix < T:
+        raise ValueError(f"prefix must be between 0 and {T - 1} (fewer than the {T} positions), not {prefix}")
+    if prefix and first_key_BT is not None:
+        raise ValueError("prefix and first_key_BT exclude each other: a row's one interval cannot hold both")
 
 
 def _statistics(
@@ -89,20 +109,12 @@ def _statistics(
     k_BGTD: Tensor,
     parts: Parts,
     first_key_BT: Tensor | None,
-    scale: float | None,
+    scale: float,
     prefix: int,
     block: int,
 ) -> AttentionStatistics:
-    check(q_BHTD, k_BGTD, None, parts, first_key_BT)
-    B, H, T, D = q_BHTD.shape
+    B, H, T, _ = q_BHTD.shape
     G = k_BGTD.shape[1]
-    if k_BGTD.shape[2] != T:
-        raise ValueError(f"statistics needs as many keys as queries, not {k_BGTD.shape[2]} keys and {T} queries")
-    if not 0 <= prefix < T:
-        raise ValueError(f"prefix must be between 0 and {T - 1} (fewer than the {T} positions), not {prefix}")
-    if prefix and first_key_BT is not None:
-        raise ValueError("prefix and first_key_BT exclude each other: a row's one interval cannot hold both")
-    scale = D**-0.5 if scale is None else scale
     high, R = wide(q_BHTD.dtype), T - prefix
     early = min(R, EARLY)
     q_BHTD, k_BHTD = q_BHTD.to(high), k_BGTD.to(high).repeat_interleave(H // G, dim=1)

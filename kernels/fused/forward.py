@@ -35,6 +35,7 @@ from .tiles import (
     load_tile,
     load_vector,
     matmul,
+    shortfall,
     sigmoid,
     store_tile,
     visible,
@@ -82,13 +83,13 @@ def attend_tiles(
             m = m_new
         elif SCORE == SOFTPICK:
             m_new = tl.maximum(m, tl.max(s, 1))  # m starts at 0, so that e^{−m} cannot overflow
-            e = tl.exp2(s - m_new[:, None]) - tl.exp2(-m_new)[:, None]
+            e = tl.exp2(tl.maximum(s, 0.0) - m_new[:, None]) * shortfall(s)  # |e^s − 1|
             if MASKED:
                 e = tl.where(seen, e, 0.0)
             alpha = tl.exp2(m - m_new)
-            l = l * alpha + tl.sum(tl.abs(e), 1)
+            l = l * alpha + tl.sum(e, 1)
             m = m_new
-            w = tl.maximum(e, 0.0)
+            w = tl.where(s > 0, e, 0.0)
         else:
             w = weights(s, m[:, None], number, shift[:, None], SCORE)
             if MASKED:
@@ -140,7 +141,7 @@ def forward_kernel(
     lse (B, H, T): natural, −inf for an empty row; not written for sigmoid. kept (as y), with KEEP: what the backward
     needs and y cannot give: Σ a M P v of family B, or the row before its gate (half precision loses y / g).
     statistics (7, B, H, T), ROWS = B · H · T: largest score, entropy, effective support, zeros, weight of the first
-    key, 1 if no key weighs more than the first, Σ of the weights.
+    key, 1 if no key weighs more than the first, Σ of the weights (of softmax relative to the pivot).
     """
     # The longest rows start first: a grid runs in order, and the last tiles to start should be the short ones.
     start_m = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
@@ -247,7 +248,12 @@ def forward_kernel(
         tl.store(out + 2 * ROWS, tl.where(total > 0, total * total / tl.where(squares > 0, squares, 1.0), 0.0), mask=row < T)
         tl.store(out + 3 * ROWS, zeros / tl.maximum(count, 1.0), mask=row < T)
         tl.store(out + 4 * ROWS, w_first, mask=row < T)
-        tl.store(out + 5 * ROWS, tl.where((count > 0) & (s_first >= largest), 1.0, 0.0), mask=row < T)
+        most = (s_first >= largest) & (count > 0)
+        if SCORE == SOFTPICK or SCORE == CLIPPED or SCORE == ELASTIC:
+            most = most & (w_first > 0)
+        tl.store(out + 5 * ROWS, tl.where(most, 1.0, 0.0), mask=row < T)
+        if SCORE == SOFTPICK:
+            total = total / tl.where(l > 0, l, 1.0)
         tl.store(out + 6 * ROWS, total, mask=row < T)
 
     if VALUES:

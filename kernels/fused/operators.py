@@ -15,8 +15,6 @@ from .launch import INTERPRETED, Variant, keeps, rows_like
 from .tiles import CLIPPED, ELASTIC, SIGMOID, SOFTMAX, SOFTPICK
 
 NAMESPACE = __name__.replace(".", "_")  # a copy of this folder under another name registers operators of its own
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-LARGEST_HEAD = 256
 
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? first_key, Tensor? sink, Tensor? slot_keys, Tensor? slot_values, "
 _TENSORS += "Tensor? vector, Tensor? vector_key, Tensor? gate, Tensor? shift"
@@ -118,6 +116,14 @@ def fused(
     else:
         y, L, _ = getattr(torch.ops, NAMESPACE).forward(*inputs, False)
     return y, None if isinstance(parts.score, Sigmoid) else L
+
+
+def variant_of(
+    q_BHTD: Tensor, k_BGSD: Tensor, parts: Parts, first_key_BT: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Variant]:
+    """q and k with adjacent channels, and the tensors and numbers of the variant, as the launches take them."""
+    q, k, _, variant, _ = _split(_inputs(q_BHTD, k_BGSD, k_BGSD, parts, first_key_BT, scale))
+    return q, k, variant
 
 
 def _inputs(

@@ -159,6 +159,14 @@ def visible(position, first, key):
 
 
 @triton.jit
+def shortfall(s):
+    """1 − 2^−|s|: for small |s| by its series, where the difference would lose its digits."""
+    x = tl.abs(s) * LN2
+    series = x * (1.0 - x * (0.5 - x * (1.0 / 6.0 - x * (1.0 / 24.0))))
+    return tl.where(x < 0.05, series, 1.0 - tl.exp2(-tl.abs(s)))
+
+
+@triton.jit
 def gate(logits, span):
     """g = span · σ(z), log2 g and 1 − σ(z), z clamped so that 1 / g stays finite."""
     z = tl.maximum(logits, LOWEST_GATE)
@@ -178,7 +186,7 @@ def weights(s, lse, number, shift, SCORE: tl.constexpr):
     if SCORE == SIGMOID:
         return 1.0 / (1.0 + tl.exp2(-(s + number * LOG2E)))
     elif SCORE == SOFTPICK:
-        return tl.maximum(tl.exp2(s - lse) - tl.exp2(-lse), 0.0)
+        return tl.where(s > 0, tl.exp2(s - lse) * shortfall(s), 0.0)
     elif SCORE == CLIPPED:
         return tl.minimum(tl.maximum((number - shift) * tl.exp2(s - lse) + shift, 0.0), 1.0)
     elif SCORE == ELASTIC:
@@ -199,7 +207,7 @@ def weights_and_gradient(s, lse, delta, dP, number, shift, SCORE: tl.constexpr):
         return P, P * (1.0 - P) * dP, dP
     elif SCORE == SOFTPICK:
         e = tl.exp2(s - lse)
-        P = tl.maximum(e - tl.exp2(-lse), 0.0)
+        P = tl.where(s > 0, e * shortfall(s), 0.0)
         return P, e * (tl.where(s > 0, dP - delta, tl.where(s < 0, delta, 0.0))), dP
     elif SCORE == CLIPPED:
         p = tl.exp2(s - lse)

@@ -7,7 +7,7 @@ import torch
 from variants import COMBINATIONS, FAMILIES, VARIANTS, Case, Inputs, make
 
 import kernels
-from kernels import dispatch, flash
+from kernels import backends, flash
 
 
 def refused(match: str, *args: object, **options: object) -> None:
@@ -75,8 +75,8 @@ def test_what_a_score_takes() -> None:
 def test_back_ends_by_name() -> None:
     q, k, v = make(Case(), length=10).qkv
     sigmoid = kernels.Parts(score=kernels.Sigmoid(-1.0))
-    refused("unknown backend 'triton'; choose from auto, reference, vendor, blockwise", q, k, v, backend="triton")
-    refused(r"cannot compute sigmoid.*choose from auto, blockwise, reference", q, k, v, sigmoid, backend="vendor")
+    refused("unknown backend 'flash'; choose from auto, reference, vendor, triton, blockwise", q, k, v, backend="flash")
+    refused(r"cannot compute sigmoid.*choose from auto, reference.*blockwise", q, k, v, sigmoid, backend="vendor")
     for case in FAMILIES:
         score = make(case, length=10).parts.score
         name = "a soft-cap of the scores, 1.5" if case.score == "softcap" else f"{type(score).__name__.lower()} scores"
@@ -99,14 +99,14 @@ def test_an_unsupported_dtype_goes_to_the_blockwise_back_end(monkeypatch: pytest
 
 
 def test_the_choice_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(backends, "_said", set())
     caplog.set_level(logging.INFO, logger="sinkless")
     q, k, v = make(Case(), length=10).qkv
     for _ in range(3):
         kernels.attend(q, k, v)
         kernels.attend(q, k, v, kernels.Parts(score=kernels.Sigmoid(-1.0)))
     assert [record.getMessage() for record in caplog.records] == [
-        "attention on cpu: torch's flash attention (vendor)",
+        "attention on cpu: vendor",
         "attention on cpu: blockwise, because the vendor back end cannot compute sigmoid scores (allowed: softmax)",
     ]
 
