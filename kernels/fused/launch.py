@@ -148,9 +148,10 @@ def _run_forward(
 def backward(
     dY: Tensor, dL: Tensor | None, q: Tensor, k: Tensor, v: Tensor, x: Variant, y: Tensor, lse: Tensor, kept: Tensor
 ) -> tuple[Tensor, ...]:
-    """dq, dk, dv, then the gradients of sink, slot_keys, slot_values, vector, vector_key, gate and shift.
+    """dq, dk, dv, then the gradients of sink, extra keys (H, n, D), slot_values, vector, gate and shift.
 
-    Row quantities and vectors in float32, an element gate's in its dtype; empty where the variant has no such part.
+    Extra keys are the slots' and, last, the vector's. Row quantities and vectors come in float32, an element gate's in
+    its dtype; empty where the variant has no such part.
     """
     B, H, T, D = q.shape
     G, S = k.shape[1], k.shape[2]
@@ -208,12 +209,8 @@ def backward(
 
     if x.sink is not None and x.sink.dim() == 1:
         d_sink = d_sink.sum((0, 2))
-    keys = key_sums.sum((0, 1)) if n else key_sums
-    d_slot_keys = keys[:, : x.slots] if x.slots else _empty(q, 0)
-    d_vector_key = keys[:, x.slots] if x.vector_key is not None else _empty(q, 0)
-    d_slot_values = value_sums.sum((0, 1)) if x.slot_values is not None else value_sums
-    d_vector = vector_sums.sum((0, 1)) if x.vector is not None else vector_sums
-    return dq, dk, dv, d_sink, d_slot_keys, d_slot_values, d_vector, d_vector_key, d_gate, d_shift
+    sums = (x.sum((0, 1)) if x.numel() else x for x in (key_sums, value_sums, vector_sums))
+    return dq, dk, dv, d_sink, *sums, d_gate, d_shift
 
 
 def received(

@@ -23,7 +23,7 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 _library.define(f"forward({_TENSORS}, {_NUMBERS}, bool training) -> (Tensor, Tensor, Tensor)")
 _library.define(
     f"backward(Tensor dY, Tensor? dL, {_TENSORS}, {_NUMBERS}, Tensor y, Tensor lse, Tensor kept) -> ("
-    + ", ".join(["Tensor"] * 10)
+    + ", ".join(["Tensor"] * 9)
     + ")"
 )
 _TENSOR_COUNT, _NUMBER_COUNT = 11, 5
@@ -66,7 +66,8 @@ def _(dY: Any, dL: Any, *arguments: Any) -> tuple[Tensor, ...]:
 
     gate = rows_like(q, x.gate.dtype) if x.gate is not None and x.gate.dim() == 4 else like(x.gate)
     shift = q.new_empty(q.shape[:3] if x.score == ELASTIC.value else 0, dtype=torch.float32)
-    small = [like(part) for part in (x.sink, x.slot_keys, x.slot_values, x.vector, x.vector_key)]
+    keys = q.new_empty((q.shape[1], x.extras, q.shape[3]) if x.extras else 0, dtype=torch.float32)
+    small = (like(x.sink), keys, like(x.slot_values), like(x.vector))
     return rows_like(q), rows_like(k), rows_like(v), *small, gate, shift
 
 
@@ -85,8 +86,14 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, dY: Tensor | None, dL: Tensor | None) -> Any:
         *tensors, y, lse, kept = ctx.saved_tensors
         dY = torch.zeros_like(y) if dY is None else _adjacent(dY)
-        dL = None if dL is None else dL.float().contiguous()
-        gradients = getattr(torch.ops, NAMESPACE).backward(dY, dL, *tensors, *ctx.numbers, y, lse, kept)
+        dL = None if dL is None or not lse.numel() else dL.float().contiguous()  # sigmoid has no L
+        dq, dk, dv, d_sink, d_keys, d_slot_values, d_vector, d_gate, d_shift = getattr(torch.ops, NAMESPACE).backward(
+            dY, dL, *tensors, *ctx.numbers, y, lse, kept
+        )
+        slots, vector_key = tensors[5], tensors[8]
+        d_slot_keys = d_keys if slots is None else d_keys[:, : slots.shape[1]]
+        d_vector_key = d_keys if vector_key is None else d_keys[:, -1]
+        gradients = (dq, dk, dv, d_sink, d_slot_keys, d_slot_values, d_vector, d_vector_key, d_gate, d_shift)
         wanted = [*tensors[:3], *tensors[4:]]
         given = [
             None if x is None or not g.numel() else g.to(x.dtype) for x, g in zip(wanted, gradients, strict=True)
