@@ -24,55 +24,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from benchmarks.cases import variants
 from benchmarks.timing import table
-from kernels import (
-    AddedVector,
-    Clipped,
-    Elastic,
-    ElementGate,
-    Parts,
-    RowGate,
-    Sigmoid,
-    SinkLogits,
-    SinkSlots,
-    Softmax,
-    Softpick,
-)
+from kernels import Parts, SinkSlots
 
-SHARED = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes that one program may use: CUDA C++ guide, compute capabilities
+SHARED = {
+    80: 166_912,
+    90: 232_448,
+    100: 232_448,
+}  # bytes that one program may use: CUDA C++ guide, compute capabilities
 TENSOR_CORE = {80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTC\w*MMA\b"}
 MATRIX_KERNELS = ("forward", "statistics", "columns", "dkdv", "dq")
 BATCH, HEADS, GROUPS, LENGTH = 1, 4, 2, 1024
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def variants(head_dim: int, dtype: torch.dtype) -> dict[str, tuple[Parts, bool]]:
+def compiled_variants(head_dim: int, dtype: torch.dtype) -> dict[str, tuple[Parts, bool]]:
     """What is compiled: parts by name, and whether with a first key for each row."""
-    H, T, D = HEADS, LENGTH, head_dim
-    vector, slots = torch.zeros(H, D), torch.zeros(H, 1, D)
-    row, element = torch.zeros(BATCH, T, H).transpose(1, 2), torch.zeros(BATCH, T, H, D, dtype=dtype).transpose(1, 2)
-    parts = {
-        "softmax": Parts(),
-        "sink_logit": Parts(sinks=SinkLogits(torch.zeros(H))),
-        "sink_key": Parts(sinks=SinkSlots(slots)),
-        "sink_key_value": Parts(sinks=SinkSlots(slots, slots)),
-        "sink_key_value 4": Parts(sinks=SinkSlots(slots.repeat(1, 4, 1), slots.repeat(1, 4, 1))),
-        "fixed_bias": Parts(added=AddedVector(vector)),
-        "context_bias": Parts(added=AddedVector(vector, vector)),
-        "row gate": Parts(gate=RowGate(row)),
-        "element gate": Parts(gate=ElementGate(element)),
-        "sink_key_value, row gate": Parts(sinks=SinkSlots(slots, slots), gate=RowGate(row)),
-        "softcap": Parts(score=Softmax(softcap=30.0)),
-        "sigmoid": Parts(score=Sigmoid(-7.0)),
-        "softpick": Parts(score=Softpick()),
-        "clipped": Parts(score=Clipped(-0.01)),
-        "elastic": Parts(score=Elastic(torch.zeros(H))),
-    }
-    found = {name: (part, False) for name, part in parts.items()}
-    for name in ("softmax", "sigmoid", "softpick", "clipped", "elastic"):
-        found[f"{name}, first keys"] = (parts[name], True)
+    found = {name: (parts, False) for name, parts in variants(BATCH, HEADS, LENGTH, head_dim, dtype).items()}
+    for name in ("softmax", "sigmoid", "softpick", "clipped_softmax", "elastic_softmax"):
+        found[f"{name}, first keys"] = (found[name][0], True)
     return found
 
 
@@ -254,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         study.driver.architecture = architecture
         for dtype in options.dtype:
             for head_dim in options.head_size:
-                for name, (parts, first_keys) in variants(head_dim, DTYPES[dtype]).items():
+                for name, (parts, first_keys) in compiled_variants(head_dim, DTYPES[dtype]).items():
                     if options.variant is None or name in options.variant:
                         study.compile(name, parts, first_keys, head_dim, dtype)
                 print(f"sm_{architecture} {dtype} {head_dim}: {len(study.codes)} kernels", file=sys.stderr, flush=True)

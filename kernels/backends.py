@@ -34,7 +34,7 @@ def choose(backend: str, q: Tensor, k: Tensor, parts: Parts, first_key: Tensor |
 
 
 def statistics_backend(backend: str, q: Tensor, parts: Parts, prefix: int) -> str:
-    """"triton" or "blockwise" for a call of `statistics`; the rules of `choose`."""
+    """ "triton" or "blockwise" for a call of `statistics`; the rules of `choose`."""
     if backend not in ("auto", "triton", "blockwise"):
         raise ValueError(f"unknown backend {backend!r} of statistics; choose from auto, triton, blockwise")
     if backend == "blockwise" or (backend == "auto" and q.device.type != "cuda"):

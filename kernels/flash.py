@@ -96,7 +96,7 @@ def refusal(q_BHTD: Tensor) -> str | None:
 @torch.compiler.assume_constant_result
 def capability(index: int) -> int:
     """The compute capability of a CUDA device, times ten."""
-    major, minor = torch.cuda.get_devicecapability(index)
+    major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
 

@@ -1,8 +1,8 @@
 """The heavy kernels of the backward: dK and dV of a tile of keys, dQ of a tile of rows. No atomics.
 
-Both recompute the scores from q, k and the rows' Λ (base 2), and need nothing else of a variant: sinks, gates and added
-vectors are in Λ and Δ (rows.py), or in dO. With grouped heads each query head writes dK and dV of its own, added up after:
-a loop over the heads of a group costs more registers than there are.
+Both recompute the scores from q, k and the rows' Λ (base 2), and need nothing else of a variant: sinks, gates and
+added vectors are in Λ and Δ (rows.py), or in dO. With grouped heads each query head writes dK and dV of its own, which
+the host adds up: a loop over the heads of a group costs more registers than there are.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head size.
 """
@@ -16,11 +16,11 @@ from .tiles import (
     ELASTIC,
     base2,
     key_range,
-    query_range,
     load_rows,
     load_tile,
     load_vector,
     matmul,
+    query_range,
     store_tile,
     visible,
     visible_keys,

@@ -25,15 +25,13 @@ def columns_kernel(
     h = tl.cast(tl.program_id(1) % H, tl.int64)
     rows = tl.program_id(1).to(tl.int64) * T
     k_tile = load_tile(k + b * k_batch + (h // GROUP) * k_head, start_n, k_row, T, D, BLOCK_N, BLOCK_D, True)
-    low, whole, high = query_range(last_query + b * T, start_n, T, T, FIRST, BLOCK_M, BLOCK_N)
+    low, _whole, high = query_range(last_query + b * T, start_n, T, T, FIRST, BLOCK_M, BLOCK_N)
     mass = tl.zeros([BLOCK_N], tl.float32)
     gated_mass = mass
     early_mass = mass
     for start_m in range(low, high, BLOCK_M):
         q_tile = load_tile(q + b * q_batch + h * q_head, start_m, q_row, T, D, BLOCK_M, BLOCK_D, True)
-        products = matmul(
-            k_tile, tl.trans(q_tile), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, UPCAST
-        )
+        products = matmul(k_tile, tl.trans(q_tile), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, UPCAST)
         s, _ = base2(products, scale, softcap, SOFTCAP)
         row_lam = load_rows(lam + rows, start_m, 1, T, BLOCK_M, float("inf"), True)
         row_shift = row_lam

@@ -45,7 +45,7 @@ from .tiles import (
 
 @triton.jit
 def attend_tiles(
-    acc, active, m, l, largest, total, dots, squares, zeros, s_first,
+    acc, active, m, norm, largest, total, dots, squares, zeros, s_first,
     q, k_base, v_base, k_stride, v_stride, position, first, shift, number, softcap, scale, low, high, S,
     SCORE: tl.constexpr, SOFTCAP: tl.constexpr, VALUES: tl.constexpr, ACTIVE: tl.constexpr, STATISTICS: tl.constexpr,
     MASKED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -53,7 +53,7 @@ def attend_tiles(
 ):  # fmt: skip
     """Go over the keys low … high − 1, tile by tile, and return the running quantities of the rows.
 
-    acc: Σ w v, (M, D). m, l: pivot and sum, base 2; for families B, m is the finished lse. active: Σ M P v (family B).
+    acc: Σ w v, (M, D). active: Σ M P v (family B). m, norm: pivot and sum, base 2; for family B m is the finished lse.
     largest: the largest natural score before the soft-cap. total, dots, squares: Σ w, Σ w log2 w, Σ w². zeros: visible
     keys of weight exactly 0. s_first: the natural score of the first key, before the soft-cap.
     """
@@ -79,7 +79,7 @@ def attend_tiles(
                 pivot = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen no key yet
             w = tl.exp2(s - pivot[:, None])
             alpha = tl.exp2(m - pivot)
-            l = l * alpha + tl.sum(w, 1)
+            norm = norm * alpha + tl.sum(w, 1)
             m = m_new
         elif SCORE == SOFTPICK:
             m_new = tl.maximum(m, tl.max(s, 1))  # m starts at 0, so that e^{−m} cannot overflow
@@ -87,7 +87,7 @@ def attend_tiles(
             if MASKED:
                 e = tl.where(seen, e, 0.0)
             alpha = tl.exp2(m - m_new)
-            l = l * alpha + tl.sum(e, 1)
+            norm = norm * alpha + tl.sum(e, 1)
             m = m_new
             w = tl.where(s > 0, e, 0.0)
         else:
@@ -121,7 +121,7 @@ def attend_tiles(
                 else:
                     p = tl.where(w > 0, p, 0.0)
                 active = matmul(p.to(v.dtype), v, active, PRECISION, UPCAST)
-    return acc, active, m, l, largest, total, dots, squares, zeros, s_first
+    return acc, active, m, norm, largest, total, dots, squares, zeros, s_first
 
 
 @triton.jit
@@ -161,7 +161,7 @@ def forward_kernel(
     zero = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     active = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    l = zero
+    norm = zero
     largest = zero + float("-inf")
     total = zero
     dots = zero
@@ -182,13 +182,13 @@ def forward_kernel(
                 phase_low, phase_high = diagonal, end
             else:
                 phase_low, phase_high = low, whole
-            _, _, m, l, _, _, _, _, _, _ = attend_tiles(
-                zero, zero, m, l, zero, zero, zero, zero, zero, zero,
+            _, _, m, norm, _, _, _, _, _, _ = attend_tiles(
+                zero, zero, m, norm, zero, zero, zero, zero, zero, zero,
                 q_tile, k_base, v_base, k_row, v_row, position, first, shift_rows, number, softcap, scale,
                 phase_low, phase_high, S,
                 SOFTMAX, SOFTCAP, False, False, False, phase != 0, D, BLOCK_D, BLOCK_N, PRECISION, UPCAST,
             )  # fmt: skip
-        m = tl.where(l > 0, m + tl.log2(l), float("inf"))
+        m = tl.where(norm > 0, m + tl.log2(norm), float("inf"))
 
     for phase in tl.static_range(3 if FIRST else 2):
         if phase == 0:
@@ -197,8 +197,8 @@ def forward_kernel(
             phase_low, phase_high = diagonal, end
         else:
             phase_low, phase_high = low, whole
-        acc, active, m, l, largest, total, dots, squares, zeros, s_first = attend_tiles(
-            acc, active, m, l, largest, total, dots, squares, zeros, s_first,
+        acc, active, m, norm, largest, total, dots, squares, zeros, s_first = attend_tiles(
+            acc, active, m, norm, largest, total, dots, squares, zeros, s_first,
             q_tile, k_base, v_base, k_row, v_row, position, first, shift_rows, number, softcap, scale,
             phase_low, phase_high, S,
             SCORE, SOFTCAP, VALUES, KEEP and (SCORE == CLIPPED or SCORE == ELASTIC), STATISTICS, phase != 0,
@@ -211,7 +211,7 @@ def forward_kernel(
         m_new = tl.maximum(m, s)
         pivot = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.exp2(m - pivot)
-        l = l * alpha + tl.exp2(s - pivot)
+        norm = norm * alpha + tl.exp2(s - pivot)
         acc = acc * alpha[:, None]
         m = m_new
     elif SINK == SINK_SLOTS:
@@ -221,15 +221,15 @@ def forward_kernel(
             m_new = tl.maximum(m, s)
             alpha = tl.exp2(m - m_new)
             p = tl.exp2(s - m_new)
-            l = l * alpha + p
+            norm = norm * alpha + p
             acc = acc * alpha[:, None]
             if SLOT_VALUES:
                 acc += p[:, None] * load_vector(slot_values + (h * SLOTS + r) * D, D, BLOCK_D)[None, :]
             m = m_new
 
     if SCORE == SOFTMAX or SCORE == SOFTPICK:
-        lse2 = tl.where(l > 0, m + tl.log2(l), float("-inf"))
-        acc = acc / tl.where(l > 0, l, 1.0)[:, None]
+        lse2 = tl.where(norm > 0, m + tl.log2(norm), float("-inf"))
+        acc = acc / tl.where(norm > 0, norm, 1.0)[:, None]
     else:
         lse2 = tl.where(m == float("inf"), float("-inf"), m)
     row_base = tl.program_id(1).to(tl.int64) * T
@@ -245,7 +245,9 @@ def forward_kernel(
         out = statistics + row_base + row
         tl.store(out, largest, mask=row < T)
         tl.store(out + ROWS, tl.where(total > 0, (tl.log2(safe) - dots / safe) * LN2, 0.0), mask=row < T)
-        tl.store(out + 2 * ROWS, tl.where(total > 0, total * total / tl.where(squares > 0, squares, 1.0), 0.0), mask=row < T)
+        tl.store(
+            out + 2 * ROWS, tl.where(total > 0, total * total / tl.where(squares > 0, squares, 1.0), 0.0), mask=row < T
+        )
         tl.store(out + 3 * ROWS, zeros / tl.maximum(count, 1.0), mask=row < T)
         tl.store(out + 4 * ROWS, w_first, mask=row < T)
         most = (s_first >= largest) & (count > 0)
@@ -253,7 +255,7 @@ def forward_kernel(
             most = most & (w_first > 0)
         tl.store(out + 5 * ROWS, tl.where(most, 1.0, 0.0), mask=row < T)
         if SCORE == SOFTPICK:
-            total = total / tl.where(l > 0, l, 1.0)
+            total = total / tl.where(norm > 0, norm, 1.0)
         tl.store(out + 6 * ROWS, total, mask=row < T)
 
     if VALUES:

@@ -127,12 +127,18 @@ def measure(q: Tensor, k: Tensor, x: Variant) -> tuple[Tensor, Tensor]:
 
 
 def _run_forward(
-    q: Tensor, k: Tensor, v: Tensor, x: Variant, y: Tensor, kept: Tensor, lse: Tensor, statistics: Tensor | None, keep: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Variant,
+    y: Tensor,
+    kept: Tensor,
+    lse: Tensor,
+    statistics: Tensor | None,
+    keep: bool,
 ) -> None:
     B, H, T, D = q.shape
-    t = tiles(
-        "forward" if statistics is None else "statistics", D, q.dtype, _architecture(q), keep and x.two_pass
-    )
+    t = tiles("forward" if statistics is None else "statistics", D, q.dtype, _architecture(q), keep and x.two_pass)
     forward_kernel[(triton.cdiv(T, t.m), B * H)](
         q, k, v, y, kept, lse, q if statistics is None else statistics,
         _or(x.first_key, q), _or(x.sink, q), _or(x.slot_keys, q), _or(x.slot_values, q), _or(x.vector, q),
@@ -222,7 +228,7 @@ def received(
     """
     B, H, T, D = q.shape
     lam = lse.div(0.6931471805599453).masked_fill_(lse == -torch.inf, torch.inf) if lse.numel() else gates
-    outputs = tuple(_empty(q, (B, H, T)) for _ in range(3))
+    outputs = (_empty(q, (B, H, T)), _empty(q, (B, H, T)), _empty(q, (B, H, T)))
     last_query = None if x.first_key is None else last_queries(x.first_key, T)
     t = tiles("columns", D, q.dtype, _architecture(q))
     columns_kernel[(triton.cdiv(T, t.n), B * H)](

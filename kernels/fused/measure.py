@@ -1,4 +1,4 @@
-"""The statistics of `kernels.statistics` by the fused kernels: rows from the forward's loop, keys from one more pass."""
+"""The statistics of `kernels.statistics` by the fused kernels: rows in the forward's loop, keys in one more."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def measure(
 ) -> AttentionStatistics:
     """What `kernels.statistics` returns. prefix > 0 with softmax scores only, and without first keys."""
     B, H, T, _ = q_BHTD.shape
-    R, early = T - prefix, min(T - prefix, EARLY)
+    early = min(T - prefix, EARLY)
     gate_BHR = q_BHTD.new_ones(B, H, T, dtype=torch.float32)
     if parts.gate is not None:
         gate_BHR = gate_values(parts.gate, torch.float32).mean(-1).float()
@@ -36,10 +36,8 @@ def measure(
 
     lse_BHR, rows = launch.measure(q, k, variant)
     largest, entropy, support, zeros, first, argmax, total = rows.unbind(0)
-    if isinstance(parts.score, Softmax):
-        early_BHR = torch.ones_like(total)
-    else:
-        early_BHR = torch.where(total > 0, 1 / total, 0)
+    softmax = isinstance(parts.score, Softmax)
+    early_BHR = torch.ones_like(total) if softmax else torch.where(total > 0, 1 / total, 0)
     received, gated, received_early = launch.received(q, k, variant, lse_BHR, gate_BHR, early_BHR, early)
     sink_mass = torch.zeros_like(total)
     if sink_BHR is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..parts import Clipped, Elastic, ElementGate, Parts, RowGate, Sigmoid, SinkLogits, SinkSlots, Softmax, Softpick
+from ..parts import Clipped, Elastic, Parts, RowGate, Sigmoid, SinkLogits, SinkSlots, Softmax, Softpick
 from ..reference import finish
 from . import launch
 from .launch import INTERPRETED, Variant, keeps, rows_like
@@ -95,9 +95,7 @@ class _Fused(torch.autograd.Function):
         d_vector_key = d_keys if vector_key is None else d_keys[:, -1]
         gradients = (dq, dk, dv, d_sink, d_slot_keys, d_slot_values, d_vector, d_vector_key, d_gate, d_shift)
         wanted = [*tensors[:3], *tensors[4:]]
-        given = [
-            None if x is None or not g.numel() else g.to(x.dtype) for x, g in zip(wanted, gradients, strict=True)
-        ]
+        given = [None if x is None or not g.numel() else g.to(x.dtype) for x, g in zip(wanted, gradients, strict=True)]
         return *given[:3], None, *given[3:], *(None for _ in range(_NUMBER_COUNT))
 
 
@@ -133,9 +131,7 @@ def variant_of(
     return q, k, variant
 
 
-def _inputs(
-    q: Tensor, k: Tensor, v: Tensor, parts: Parts, first_key: Tensor | None, scale: float
-) -> tuple[Any, ...]:
+def _inputs(q: Tensor, k: Tensor, v: Tensor, parts: Parts, first_key: Tensor | None, scale: float) -> tuple[Any, ...]:
     """The tensors and numbers of the operators."""
     sinks, added, gate, score = parts.sinks, parts.added, parts.gate, parts.score
     code, number, softcap = {

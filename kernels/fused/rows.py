@@ -71,7 +71,7 @@ def rows_kernel(
     L = tl.zeros([BLOCK_M], tl.float32)
     if SCORE != SIGMOID:
         L = load_rows(lse + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0, True)
-    lam2 = tl.where(L == float("-inf"), float("inf"), L * LOG2E)
+    lam2 = tl.where(float("-inf") < L, L * LOG2E, float("inf"))
 
     # dot: dO · (the row before its gate); weight: what an added vector's gradient is weighted with.
     dot = dot_y
@@ -95,9 +95,7 @@ def rows_kernel(
     elif GATE == ELEMENT_GATE:
         z = load_tile(gate_logits + b * gate_batch + h * gate_head, start, gate_row, T, D, BLOCK_M, BLOCK_D, True)
         g, _, one_minus = gate(z.to(tl.float32), span)
-        store_tile(
-            d_gate + b * y_batch + h * y_head, start, y_row, T, one_minus * d_tile * y_tile, D, BLOCK_M, BLOCK_D
-        )
+        store_tile(d_gate + b * y_batch + h * y_head, start, y_row, T, one_minus * d_tile * y_tile, D, BLOCK_M, BLOCK_D)
         d_tile = d_tile * g
         store_tile(dO + b * y_batch + h * y_head, start, y_row, T, d_tile, D, BLOCK_M, BLOCK_D)
 

@@ -43,7 +43,9 @@ def matmul(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def load_tile(base, start, stride, length, D: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+def load_tile(
+    base, start, stride, length, D: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr
+):
     """Rows start … start + N − 1 of a (length, D) matrix with adjacent columns: (N, BLOCK_D), 0 outside."""
     row = tl.arange(0, N)
     column = tl.arange(0, BLOCK_D)

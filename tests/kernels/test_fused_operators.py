@@ -5,7 +5,7 @@ import torch
 from test_attend import ids
 from test_compile import agree
 from test_masks import documents
-from variants import COMBINATIONS, FAMILIES, SIGMOID, VARIANTS, Case, make
+from variants import COMBINATIONS, FAMILIES, SIGMOID, Case, make
 
 import kernels
 from kernels.fused import operators
@@ -70,7 +70,9 @@ def same_statistics(q: torch.Tensor, k: torch.Tensor, parts: kernels.Parts, **op
         if expected is None:
             assert actual is None
             continue
-        torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            actual, expected, rtol=2e-5, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_statistics_of_sigmoid_with_a_prefix_are_refused_by_name() -> None:
@@ -101,4 +103,6 @@ def test_a_whole_gpt_in_one_graph(name: str) -> None:
         gradients = torch.autograd.grad(loss, parameters.values(), allow_unused=True)
         wanted = torch.autograd.grad(expected, list(plain.parameters()), allow_unused=True)
         for parameter, actual, exact in zip(parameters, gradients, wanted, strict=True):
-            torch.testing.assert_close(actual, exact, rtol=1e-3, atol=1e-6, msg=lambda text, p=parameter: f"{p}: {text}")
+            torch.testing.assert_close(
+                actual, exact, rtol=1e-3, atol=1e-6, msg=lambda text, p=parameter: f"{p}: {text}"
+            )

@@ -1,0 +1,61 @@
+"""The variants that the kernels' benchmarks go over, as `Parts` on any device, by the mechanisms' names.
+
+Shapes: B batch, H query heads, T length, D head size.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import (
+    AddedVector,
+    Clipped,
+    Elastic,
+    ElementGate,
+    Parts,
+    RowGate,
+    Sigmoid,
+    SinkLogits,
+    SinkSlots,
+    Softmax,
+    Softpick,
+)
+
+
+def variants(B: int, H: int, T: int, D: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Parts]:
+    """Every kind of kernel body once. Learned tensors are float32 leaves; an element gate's logits are in `dtype`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, kind).requires_grad_()
+
+    return {
+        "softmax": Parts(),
+        "sink_logit": Parts(sinks=SinkLogits(draw(H))),
+        "sink_key": Parts(sinks=SinkSlots(draw(H, 1, D))),
+        "sink_key_value": Parts(sinks=SinkSlots(draw(H, 1, D), draw(H, 1, D))),
+        "sink_key_value, 4 slots": Parts(sinks=SinkSlots(draw(H, 4, D), draw(H, 4, D))),
+        "fixed_bias": Parts(added=AddedVector(draw(H, D))),
+        "context_bias": Parts(added=AddedVector(draw(H, D), draw(H, D))),
+        "context_scaling": Parts(gate=RowGate(draw(B, T, H).transpose(1, 2), 2.0)),
+        "gated_element": Parts(gate=ElementGate(draw(B, T, H, D, kind=dtype).transpose(1, 2))),
+        "sink_key_value, row gate": Parts(
+            sinks=SinkSlots(draw(H, 1, D), draw(H, 1, D)), gate=RowGate(draw(B, T, H).transpose(1, 2))
+        ),
+        "softcap": Parts(score=Softmax(softcap=30.0)),
+        "sigmoid": Parts(score=Sigmoid(-float(torch.tensor(float(T)).log()))),
+        "softpick": Parts(score=Softpick()),
+        "clipped_softmax": Parts(score=Clipped(-1.0 / T)),
+        "elastic_softmax": Parts(score=Elastic(draw(H))),
+    }
+
+
+def learned(parts: Parts) -> list[Tensor]:
+    """The leaves of a variant."""
+    owners = (parts.score, parts.sinks, parts.added, parts.gate)
+    values = [value for owner in owners if owner is not None for value in vars(owner).values()]
+    return [value for value in values if isinstance(value, Tensor) and value.requires_grad]
+
+
+def two_pass(parts: Parts) -> bool:
+    """Family B, whose weights need the finished softmax."""
+    return isinstance(parts.score, Clipped | Elastic)
