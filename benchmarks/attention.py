@@ -1,118 +1,107 @@
-"""Attention alone: every variant's forward and backward against plain attention, in one table a length.
+"""Attention alone: every variant on every back end, forward and backward, beside its peers; one table a length.
 
-    python -m benchmarks.attention [--length 256 2048] [--rounds 15]
+    python -m benchmarks.attention [--length 256 2048] [--rounds 15] [--cpu-time] [--record]
 
-The first row is torch's own `scaled_dot_product_attention`. `control` is the same call inside an
-`autograd.Function` that changes nothing: what any variant pays for not being built into torch. The rows `... (dense
-mask)` and `... (eager)` are how the authors' code of 2502.06415 computes variants (c), (d) and (f).
-Ratios are the median over rounds of (control's time / the row's time): 1.00 is as fast as it.
+`control` (CPU) is torch's own call inside an `autograd.Function` that changes nothing: what any variant pays for not
+being built into torch. The rows `... (dense mask)` and `... (eager)` are how the authors' code of 2502.06415 computes
+variants (c), (d) and (f). Ratios are the median over rounds of (the control's time / the row's time; on a GPU that of
+torch's flash attention): 1.00 is as fast as it. The floor is that of benchmarks/floors.py, where the device is
+known. `--record` puts our rows into kernels/measured.json, from which `backend="auto"` chooses.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import clock_argument, machine, table, take_turns
-from kernels import Parts, attend
-from models.attention import AttentionShape, build, examples, label
+import kernels
+from benchmarks import floors
+from benchmarks.cases import two_pass, variants
+from benchmarks.peers import peers
+from benchmarks.timing import Timing, clock_argument, machine, table, take_turns
+from kernels import Parts, backends
+from kernels import measured as measured_times
+
+OURS = ("vendor", "triton", "blockwise")
 
 
-class Control(torch.autograd.Function):
-    """Plain attention inside an `autograd.Function`: torch's forward, torch's backward, nothing else."""
+@dataclass(frozen=True)
+class Shape:
+    """What is timed: B batch, H heads, G key/value heads, T tokens, D head size."""
 
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The aten flash op; q, k, v (B, H, T, D)."""
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
-        ctx.save_for_backward(q, k, v, out, lse)
-        return out
+    B: int
+    H: int
+    G: int
+    T: int
+    D: int
+    dtype: torch.dtype
+    device: str
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The aten flash backward op."""
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, *ctx.saved_tensors, 0.0, True)
-
-
-def slot_with_dense_mask(q: Tensor, k: Tensor, v: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Variant (d) the authors' way: one learned key and value put before the real ones, under a dense (T, T+1) mask."""
-    batch, heads, length, size = q.shape
-    learned = (batch, heads, 1, size)
-    k = torch.cat([key.view(1, heads, 1, size).expand(learned), k], dim=2)
-    v = torch.cat([value.view(1, heads, 1, size).expand(learned), v], dim=2)
-    mask = torch.ones(length, length + 1, dtype=torch.bool, device=q.device).tril(diagonal=1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    def floor(self, parts: Parts) -> float | None:
+        """Seconds that forward and backward of a variant take at the least; None on an unknown device."""
+        pairs, itemsize = floors.visible_pairs(self.T), self.dtype.itemsize
+        sizes = (self.B, self.H, self.G, self.T, self.D)
+        work = floors.forward(*sizes, pairs=pairs, itemsize=itemsize, two_pass=two_pass(parts))
+        work += floors.backward(*sizes, pairs=pairs, itemsize=itemsize)
+        return work.seconds(torch.cuda.get_device_name()) if self.device == "cuda" else None
 
 
-def bias_with_dense_mask(q: Tensor, k: Tensor, v: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Variant (c) the authors' way: a plain call, plus a masked call in which only the learned value is not zero."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True) + slot_with_dense_mask(
-        q, k, torch.zeros_like(v), key, value
-    )
+@dataclass(frozen=True)
+class Candidate:
+    """One row: a call that runs forward and backward, and one that runs forward alone."""
+
+    name: str
+    variant: str
+    backend: str | None  # ours, or None for a peer
+    parts: Parts
+    both: Callable[[], object]
+    forward: Callable[[], object]
 
 
-def eager_sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Variant (f) the authors' way: σ of the whole T×T matrix of scores."""
-    length = q.shape[-2]
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 - torch.log(torch.tensor(float(length)))
-    mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-    return scores.sigmoid().masked_fill(~mask, 0.0) @ v
-
-
-def leaves(parts: Parts) -> Parts:
-    """The same variant with the gate's logits cut from the projection that made them: the operation alone is timed."""
-    if parts.gate is None:
-        return parts
-    return replace(parts, gate=replace(parts.gate, logits=parts.gate.logits.detach().requires_grad_()))
-
-
-def candidates(batch: int, heads: int, length: int, size: int) -> dict[str, Callable[[], object]]:
-    """Every row of the table as a call that runs forward and backward once on the same inputs."""
+def candidates(shape: Shape) -> Iterator[Candidate]:
+    """Ours on every back end that can compute the variant, then the peers, all on the same inputs."""
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).requires_grad_()
+    def draw(heads: int) -> Tensor:
+        x = torch.randn(shape.B, shape.T, heads, shape.D, generator=generator)
+        return x.to(shape.device, shape.dtype).transpose(1, 2).requires_grad_()
 
-    def rows() -> Tensor:
-        return torch.randn(batch, length, heads, size, generator=generator).transpose(1, 2)
+    q, k, v = draw(shape.H), draw(shape.G), draw(shape.G)
+    upstream = draw(shape.H).detach()
 
-    width = heads * size
-    q, k, v = (rows().requires_grad_() for _ in range(3))  # laid out as a projection leaves them
-    key, value = draw(heads, size), draw(heads, size)
-    hidden = draw(batch, length, width)
-    upstream = rows()
+    def candidate(name: str, variant: str, backend: str | None, parts: Parts, call: Callable[[], Tensor]) -> Candidate:
+        def both() -> None:
+            call().backward(upstream)
 
-    def both(forward: Callable[[], Tensor]) -> Callable[[], object]:
-        def call() -> None:
-            y = forward()
-            y.backward(upstream)
+        def forward() -> None:
+            with torch.no_grad():
+                call()
 
-        return call
+        return Candidate(name, variant, backend, parts, both, forward)
 
-    calls = {
-        "torch SDPA": both(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)),
-        "control": both(lambda: Control.apply(q, k, v)),
-    }
-    shape = AttentionShape(width=width, heads=heads, kv_heads=heads, head_dim=size, context=length)
-    for spec in examples().values():
-        mechanism = build(spec, shape)
-        if mechanism.prefix_tokens:  # its cost is a longer sequence, not another operation
-            continue
+    own = variants(shape.B, shape.H, shape.T, shape.D, shape.dtype, shape.device)
+    for variant, parts in own.items():
+        for backend in OURS:
+            if backends.obstacle(backend, q, k, parts, None) is None:
+                yield candidate(
+                    f"{variant} [{backend}]",
+                    variant,
+                    backend,
+                    parts,
+                    lambda parts=parts, backend=backend: kernels.attend(q, k, v, parts, backend=backend),
+                )
+    for peer in peers(shape.H, shape.T, shape.D, shape.device):
+        if peer.reach >= shape.T and shape.H == shape.G:
+            yield candidate(peer.name, peer.variant, None, own[peer.variant], lambda call=peer.forward: call(q, k, v))
 
-        parts = leaves(mechanism.parts(q, k, hidden))
 
-        def variant(parts: Parts = parts) -> Tensor:
-            return attend(q, k, v, parts)
-
-        calls[label(spec)] = both(variant)
-    calls["sink_key_value (dense mask)"] = both(lambda: slot_with_dense_mask(q, k, v, key, value))
-    calls["context_bias (dense mask)"] = both(lambda: bias_with_dense_mask(q, k, v, key, value))
-    calls["sigmoid (eager)"] = both(lambda: eager_sigmoid(q, k, v))
-    return calls
+def measure(shape: Shape, rounds: int, clock: Callable[[], float]) -> list[tuple[Candidate, Timing]]:
+    """Every candidate's forward and backward, in turns."""
+    found = {one.name: one for one in candidates(shape)}
+    timings = take_turns({name: one.both for name, one in found.items()}, rounds=rounds, calls=max(1, 2048 // shape.T))
+    return [(found[name], timing) for name, timing in timings.items()]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -121,26 +110,37 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[256, 2048])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--head-size", type=int, default=32)
+    parser.add_argument("--head-size", type=int, nargs="+", default=[32])
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="default: what the device trains in"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     clock_argument(parser)
+    parser.add_argument("--record", action="store_true", help="keep the times in kernels/measured.json")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    for length in options.length:
-        calls = max(1, 2048 // length)
-        timings = take_turns(
-            candidates(options.batch, options.heads, length, options.head_size),
-            rounds=options.rounds,
-            calls=calls,
-            clock=options.clock,
-        )
-        rows = [
-            [name, f"{timing.median * 1e3:.2f}", f"{timing.speed_ratio(timings['control']):.3f}"]
-            for name, timing in timings.items()
-        ]
-        title = f"\nforward and backward, B {options.batch}, H {options.heads}, T {length}, D {options.head_size}"
-        print(table(f"{title}; {machine()}", ["attention", "ms", "speed / control"], rows), flush=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device == "cuda" else "float32"))
+    for size in options.head_size:
+        for length in options.length:
+            shape = Shape(options.batch, options.heads, options.heads, length, size, dtype, device)
+            measured = measure(shape, options.rounds, options.clock)
+            baseline = next(timing for one, timing in measured if one.name in ("control", "torch SDPA flash"))
+            rows = []
+            for one, timing in measured:
+                floor = shape.floor(one.parts)
+                shown = "-" if floor is None else f"{floor * 1e3:.3f}"
+                rows.append([one.name, f"{timing.median * 1e3:.3f}", f"{timing.speed_ratio(baseline):.3f}", shown])
+            title = f"\nforward and backward, B {options.batch}, H {options.heads}, T {length}, D {size}, {dtype}"
+            print(table(f"{title}; {machine()}", ["attention", "ms", "speed / control", "floor ms"], rows), flush=True)
+            if options.record:
+                measured_times.record(
+                    device=backends.device_name(torch.device(device)),
+                    length=length,
+                    head_dim=size,
+                    times={(backends.kind(one.parts), one.backend): t.median for one, t in measured if one.backend},
+                )
 
 
 if __name__ == "__main__":

@@ -8,5 +8,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:?"give a stage: correctness, determinism, speed, statistics, train or all"}
-python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 PYTHONUNBUFFERED=1 exec "$python" -m benchmarks.gpu "$stage" --out "${2:-runs/gpu}"

@@ -1,7 +1,8 @@
 """Which back end computes a call: what each one cannot do, and which of those that can is taken.
 
 reference: the dense formula. vendor: torch's flash attention with the fold. triton: the fused kernels. blockwise:
-PyTorch in blocks of rows. "auto" never takes the reference, which builds a T×T matrix.
+PyTorch in blocks of rows. "auto" takes the fastest that can compute the call by the times of measured.json, and where
+nothing like it was measured the first of `PREFERENCE`; never the reference, which builds a T×T matrix.
 """
 
 import logging
@@ -10,11 +11,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from . import measured
 from .flash import capability, refusal
 from .parts import Parts, Softmax
 
 BACKENDS = ("auto", "reference", "vendor", "triton", "blockwise")
-PREFERENCE = {"cpu": ("vendor",), "cuda": ("vendor", "triton")}  # then blockwise, which can compute everything
+PREFERENCE = ("vendor", "triton", "blockwise")  # the last can compute everything
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TRITON_LARGEST_HEAD = 256
 TRITON_CAPABILITIES = (80, 90, 100)  # those that benchmarks/compile_kernels.py has proved the launch table for
@@ -26,9 +28,9 @@ def choose(backend: str, q: Tensor, k: Tensor, parts: Parts, first_key: Tensor |
         raise ValueError(f"unknown backend {backend!r}; choose from {', '.join(BACKENDS)}")
     if backend == "auto":
         return _first_able(q, k, parts, first_key)
-    reason = _beyond(backend, q, k, parts, first_key)
+    reason = obstacle(backend, q, k, parts, first_key)
     if reason is not None:
-        able = [name for name in BACKENDS if name != backend and _beyond(name, q, k, parts, first_key) is None]
+        able = [name for name in BACKENDS if name != backend and obstacle(name, q, k, parts, first_key) is None]
         raise ValueError(f"the {backend} back end cannot compute {reason}; choose from {', '.join(able)}")
     return backend
 
@@ -49,23 +51,38 @@ def statistics_backend(backend: str, q: Tensor, parts: Parts, prefix: int) -> st
     return "blockwise"
 
 
-def _first_able(q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) -> str:
-    because = ""
-    for backend in PREFERENCE.get(q.device.type, ()):
-        reason = _beyond(backend, q, k, parts, first_key)
-        if reason is None:
-            _say(f"attention on {q.device.type}: {backend}{because}")
-            return backend
-        because = f", because the {backend} back end cannot compute {reason}"
-    _say(f"attention on {q.device.type}: blockwise{because}")
-    return "blockwise"
-
-
-def _beyond(backend: str, q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) -> str | None:
+def obstacle(backend: str, q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) -> str | None:
     """What of a call a back end cannot compute, with what it allows; None if it can."""
     if backend == "vendor":
         return _beyond_vendor(q, k, parts, first_key)
     return _beyond_triton(q) if backend == "triton" else None
+
+
+def _first_able(q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) -> str:
+    seconds = measured.seconds(device_name(q.device), kind(parts), q.shape[-1], k.shape[2])
+    order = sorted(PREFERENCE, key=lambda backend: seconds.get(backend, float("inf")))
+    because = ""
+    for backend in order:
+        if backend == "triton" and q.device.type != "cuda":
+            continue  # the interpreter is for those who ask for it by name
+        reason = obstacle(backend, q, k, parts, first_key)
+        if reason is None:
+            break
+        because = because or f", because the {backend} back end cannot compute {reason}"
+    _say(f"attention on {q.device.type}: {backend}{because}")
+    return backend
+
+
+def kind(parts: Parts) -> str:
+    """What a variant's speed depends on: its score family and which parts it has, such as "softmax+sinkslots"."""
+    given = [x for x in (parts.score, parts.sinks, parts.added, parts.gate) if x is not None]
+    return "+".join(type(x).__name__.lower() for x in given)
+
+
+@torch.compiler.assume_constant_result
+def device_name(device: torch.device) -> str:
+    """What measured.json calls a device: the GPU's name, or the device's type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _beyond_vendor(q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) -> str | None:

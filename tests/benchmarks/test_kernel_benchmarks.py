@@ -1,0 +1,105 @@
+"""The kernels' benchmarks: floors counted by hand, the GPU stages rehearsed on the CPU, the measured choice."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from benchmarks import floors, gpu
+from kernels import backends, measured
+
+
+def test_visible_pairs() -> None:
+    assert floors.visible_pairs(4) == 1 + 2 + 3 + 4
+    assert floors.visible_pairs(4, torch.tensor([0, 0, 2, 9])) == 1 + 2 + 1 + 0
+
+
+def test_floors_of_a_case_counted_by_hand() -> None:
+    """B 1, H 2, G 1, T 4, D 8 in half precision: ten pairs a head."""
+    work = floors.forward(1, 2, 1, 4, 8, pairs=10, itemsize=2)
+    assert work.flops == 2 * 10 * (
+        8 * 2 + 8 * 2
+    )  # heads · pairs · (q·k and P·v, a multiplication and an addition each)
+    assert work.bytes == 2 * (4 * 8) * (2 + 2 + 1 + 1) + 4 * 2 * 4  # q, y; k, v; L
+    assert floors.backward(1, 2, 1, 4, 8, pairs=10, itemsize=2).flops == 7 * 2 * 10 * 8 * 2
+    assert floors.forward(1, 2, 1, 4, 8, pairs=10, itemsize=2, two_pass=True).flops == 1.5 * work.flops
+
+
+def test_a_floor_is_the_slower_of_matrix_and_memory_and_never_a_guess() -> None:
+    assert floors.Work(989.4e12, 1.0).seconds("NVIDIA H100 80GB HBM3") == pytest.approx(1.0)
+    assert floors.Work(1.0, 4.8e12).seconds("NVIDIA H200") == pytest.approx(1.0)
+    assert floors.Work(1.0, 1.0).seconds("NVIDIA GeForce RTX 4090") is None
+
+
+@pytest.mark.parametrize("stage", ["determinism", "statistics"])
+def test_a_stage_writes_each_row_once_and_goes_on(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = gpu.STAGES[stage]
+    monkeypatch.setitem(gpu.STAGES, stage, lambda device: list(every(device))[:2])
+    assert gpu.run(stage, tmp_path, "cpu", deadline=time.monotonic()) == (0, 2, 0)
+    assert gpu.run(stage, tmp_path, "cpu", time.monotonic() + 600) == (2, 0, 0)
+    with open(tmp_path / f"{stage}.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 2
+    assert all("result=ok" in row for row in rows)
+    assert gpu.run(stage, tmp_path, "cpu", deadline=0.0) == (2, 0, 0)  # nothing is measured again
+
+
+def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = ("softmax", "triton", "float32", 16, True, 1, 2, 40, "cpu")
+    monkeypatch.setitem(gpu.STAGES, "correctness", lambda device: [("one", lambda: gpu._errors(*case))])
+    assert gpu.run("correctness", tmp_path / "right", "cpu", time.monotonic() + 600) == (1, 0, 0)
+    true_attend = kernels.attend
+
+    def slightly_off(q, *args, backend, **options):
+        y = true_attend(q, *args, backend=backend, **options)
+        return y * 1.0001 if backend == "triton" else y
+
+    monkeypatch.setattr(gpu.kernels, "attend", slightly_off)
+    assert gpu.run("correctness", tmp_path / "wrong", "cpu", time.monotonic() + 600) == (1, 0, 1)
+
+
+def test_without_a_gpu_the_script_says_so() -> None:
+    python = {**os.environ, "PYTHON": sys.executable}
+    run = subprocess.run(["bash", "benchmarks/gpu.sh", "speed"], capture_output=True, text=True, env=python)
+    if torch.cuda.is_available():
+        assert run.returncode in (0, 3)
+        return
+    assert run.returncode == 2
+    assert run.stderr.strip() == "error: no CUDA device is visible to torch; --device cpu rehearses the stages"
+
+
+def test_the_measured_times_decide_what_auto_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "measured.json"
+    path.write_text("[]")
+    monkeypatch.setattr(measured, "PATH", path)
+    measured._entries.cache_clear()
+    q = torch.zeros(1, 2, 64, 16)
+    chosen = [backends.choose("auto", q, q, kernels.Parts(), None)]
+    measured.record("cpu", 16, 100, {("softmax", "vendor"): 2e-3, ("softmax", "blockwise"): 1e-3})
+    measured.record("cpu", 16, 4000, {("softmax", "vendor"): 1e-3, ("softmax", "blockwise"): 2e-3})
+    chosen.append(backends.choose("auto", q, q, kernels.Parts(), None))
+    long = torch.zeros(1, 2, 3000, 16)
+    chosen.append(backends.choose("auto", long, long, kernels.Parts(), None))
+    measured._entries.cache_clear()
+    assert chosen == ["vendor", "blockwise", "vendor"]
+    assert [entry["length"] for entry in json.loads(path.read_text())] == [100, 4000]
+
+
+def test_the_benchmark_prints_every_variant_and_its_peers() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.attention", "--length", "32", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+    ).stdout
+    for row in ("softmax [vendor]", "elastic_softmax [blockwise]", "control", "sigmoid (eager)"):
+        assert row in run
+    assert "[triton]" not in run
