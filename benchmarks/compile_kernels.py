@@ -19,7 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,17 @@ def rows(codes: list[Code]) -> Iterator[list[str]]:
         ]
 
 
+def compile_point(point: tuple[int, str, int], only: list[str] | None) -> list[Code]:
+    """Compile every variant, or those named, for (architecture, dtype, head size); in a process of its own."""
+    architecture, dtype, head_dim = point
+    study = Study()
+    study.driver.architecture = architecture
+    for name, (parts, first_keys) in compiled_variants(head_dim, DTYPES[dtype]).items():
+        if only is None or name in only:
+            study.compile(name, parts, first_keys, head_dim, dtype)
+    return study.codes
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the table; 1 if any kernel must not be shipped."""
     parser = argparse.ArgumentParser(prog="benchmarks.compile_kernels", description=__doc__.split("\n\n")[0])
@@ -218,25 +231,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--architecture", type=int, nargs="+", choices=sorted(SHARED), default=sorted(SHARED))
     parser.add_argument("--variant", nargs="+", help="these variants only")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     options = parser.parse_args(argv)
     if options.all:
         options.head_size, options.dtype = [16, 32, 64, 80, 96, 128, 192, 256], list(DTYPES)
-    study = Study()
-    for architecture in options.architecture:
-        study.driver.architecture = architecture
-        for dtype in options.dtype:
-            for head_dim in options.head_size:
-                for name, (parts, first_keys) in compiled_variants(head_dim, DTYPES[dtype]).items():
-                    if options.variant is None or name in options.variant:
-                        study.compile(name, parts, first_keys, head_dim, dtype)
-                print(f"sm_{architecture} {dtype} {head_dim}: {len(study.codes)} kernels", file=sys.stderr, flush=True)
+    points = [(a, d, h) for a in options.architecture for d in options.dtype for h in options.head_size]
+    codes: list[Code] = []
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        for point, found in zip(points, pool.map(compile_point, points, [options.variant] * len(points)), strict=True):
+            codes += found
+            print("sm_{} {} {}:".format(*point), len(found), "kernels", file=sys.stderr, flush=True)
+            for code in found:
+                for fault in code.faults():
+                    print(f"  {code.kernel} of {code.variant}, {code.tiles}: {fault}", file=sys.stderr, flush=True)
     header = ["kernel", "variant", "D", "dtype", "device", "tiles", "registers", "stack", "spills", "shared", "MMA", ""]
     import triton
 
-    print(table(f"kernels compiled by triton {triton.__version__}", header, list(rows(study.codes))))
-    bad = [code for code in study.codes if code.faults()]
-    print(f"{len(study.codes)} kernels, {len(bad)} with a fault")
-    return 1 if bad or not study.codes else 0
+    print(table(f"kernels compiled by triton {triton.__version__}", header, list(rows(codes))))
+    bad = [code for code in codes if code.faults()]
+    print(f"{len(codes)} kernels, {len(bad)} with a fault")
+    return 1 if bad or not codes else 0
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def _errors(
         return {"result": "cannot", "reason": reason}
     weight = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device)
 
-    def run(backend: str, *tensors: Tensor, parts: Parts = parts) -> list[Tensor]:
+    def run(backend: str, *tensors: Tensor) -> list[Tensor]:
         leaves = [*tensors, *learned(parts)]
         y = kernels.attend(*tensors, parts, first_key_BT=first, backend=backend)
         return [y, *torch.autograd.grad((y * weight.to(y.dtype)).sum(), leaves)]
