@@ -1,11 +1,11 @@
-# make install | demo | test | lint | bench : each makes .venv first where it is missing or out of date.
+# make install | demo | test | lint | bench | kernels | oldest-triton : each makes .venv first where it is missing or out of date.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Two test processes of one thread each are the fastest arrangement on two cores.
 TEST_PROCESSES ?= 2
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench kernels oldest-triton clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -29,6 +29,17 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# Every shipped kernel compiled for GPUs that are not here.
+kernels: install
+	TRITON_INTERPRET=0 $(BIN)/python -m benchmarks.compile_kernels
+
+# The fused kernels under the oldest Triton that we support; its interpreter needs NumPy below 2.4.
+oldest-triton: $(VENV)/triton-3.6
+	PYTHONPATH=$(VENV)/triton-3.6 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) tests/kernels/test_fused.py
+
+$(VENV)/triton-3.6: install
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $@ 'triton==3.6.0' 'numpy<2.4'
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

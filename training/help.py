@@ -29,7 +29,7 @@ model
   --model.schedule.name P       constant, cosine or wsd [cosine]
   --model.schedule.warmup N     steps [100]
   --model.compile C             auto, true or false [auto]
-  --model.backend B             auto, reference or vendor [auto]
+  --model.backend B             auto, vendor, triton, blockwise or reference [auto]
 """
 
 _DATA = """\

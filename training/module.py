@@ -45,7 +45,7 @@ class LanguageModel(LightningModule):
         optimizer: Optimizer and its constants.
         schedule: Learning rate over the steps.
         compile: Compile the blocks in place: auto (where a compiler is there), true or false.
-        backend: Of `kernels.attend`: auto, reference or vendor.
+        backend: Of `kernels.attend`: auto, vendor, triton, blockwise or reference.
         seed: Of the initial values and of dropout.
     """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .backward import dkdv_kernel, dq_kernel
 from .columns import columns_kernel
-from .configurations import padded, tiles
+from .configurations import Tiles, padded, tiles
 from .forward import forward_kernel
 from .rows import rows_kernel
 from .tiles import (
@@ -185,7 +185,7 @@ def backward(
             *_strides(dY), *_strides(y), *_strides(q), *_sink_strides(x.sink), *_strides(x.gate),
             H, T, count, x.span, x.scale,
             **flags, KEPT=bool(kept.numel()), WITH_DL=dL is not None, EXTRAS=n, BLOCK_M=t.m,
-            D=D, BLOCK_D=padded(D), num_warps=t.warps, num_stages=t.stages,
+            D=D, BLOCK_D=padded(D), **_options(t),
         )  # fmt: skip
 
     last_query = None if x.first_key is None else last_queries(x.first_key, S)
@@ -248,7 +248,7 @@ def last_queries(first_key_BT: Tensor, keys: int) -> Tensor:
     return (torch.searchsorted(first_key_BT, key, right=True) - 1).to(torch.int32)
 
 
-def _common(q: Tensor, t: Any) -> dict[str, Any]:
+def _common(q: Tensor, t: Tiles) -> dict[str, Any]:
     D = q.shape[-1]
     full = q.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     return {
@@ -256,9 +256,13 @@ def _common(q: Tensor, t: Any) -> dict[str, Any]:
         "BLOCK_D": padded(D),
         "PRECISION": "ieee" if full or q.dtype != torch.float32 else "tf32",
         "UPCAST": INTERPRETED and q.dtype == torch.bfloat16,
-        "num_warps": t.warps,
-        "num_stages": t.stages,
+        **_options(t),
     }
+
+
+def _options(t: Tiles) -> dict[str, Any]:
+    """Fused multiply-adds are asked for by name: Triton 3.10 changes the default."""
+    return {"num_warps": t.warps, "num_stages": t.stages, "enable_fp_fusion": True}
 
 
 def _architecture(q: Tensor) -> int:

@@ -359,5 +359,7 @@ def test_bad_inputs() -> None:
         gpt(torch.full((1, 3), -100))
     with pytest.raises(InputError, match=r"softmax has no backend 'vendr' \(did you mean vendor\?\); choose from auto"):
         GPT(CONFIG, backend="vendr")
-    with pytest.raises(InputError, match=r"sigmoid has no backend 'vendor'; choose from auto, reference, blockwise"):
+    with pytest.raises(
+        InputError, match=r"sigmoid has no backend 'vendor'; choose from auto, reference, triton, blockwise"
+    ):
         GPT(CONFIG, "sigmoid", backend="vendor")
