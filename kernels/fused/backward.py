@@ -20,6 +20,7 @@ from .tiles import (
     load_tile,
     load_vector,
     matmul,
+    program,
     query_range,
     store_tile,
     visible,
@@ -76,14 +77,13 @@ def dkdv_kernel(
     last_query (B, S): the last row that sees each key, −1 where none does; read with FIRST only. EVEN: BLOCK_M
     divides T.
     """
-    start_n = tl.program_id(0) * BLOCK_N
-    b = tl.cast(tl.program_id(1) // H, tl.int64)
-    h = tl.cast(tl.program_id(1) % H, tl.int64)
+    tile, _, head, b, h = program(S, H, BLOCK_N)
+    start_n = tile * BLOCK_N
     k_tile = load_tile(k + b * k_batch + (h // GROUP) * k_head, start_n, k_row, S, D, BLOCK_N, BLOCK_D, True)
     v_tile = load_tile(v + b * v_batch + (h // GROUP) * v_head, start_n, v_row, S, D, BLOCK_N, BLOCK_D, True)
 
     low, whole, high = query_range(last_query + b * S, start_n, T, S, FIRST, BLOCK_M, BLOCK_N)
-    rows = tl.program_id(1).to(tl.int64) * T
+    rows = head * T
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     # Two copies of the loop at the most: a third takes the registers that the sums need.
@@ -142,12 +142,11 @@ def dq_kernel(
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """dQ of BLOCK_M rows of one head, the part of slots and of an added vector's key in it; elastic's d_shift too."""
-    start_m = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    b = tl.cast(tl.program_id(1) // H, tl.int64)
-    h = tl.cast(tl.program_id(1) % H, tl.int64)
+    tile, tiles, head, b, h = program(T, H, BLOCK_M)
+    start_m = (tiles - 1 - tile) * BLOCK_M
     row = start_m + tl.arange(0, BLOCK_M)
     position = S - T + row
-    rows = tl.program_id(1).to(tl.int64) * T
+    rows = head * T
     q_tile = load_tile(q + b * q_batch + h * q_head, start_m, q_row, T, D, BLOCK_M, BLOCK_D, True)
     dO_tile = load_tile(dO + b * dO_batch + h * dO_head, start_m, dO_row, T, D, BLOCK_M, BLOCK_D, True)
     row_lam = load_rows(lam + rows, start_m, 1, T, BLOCK_M, float("inf"), True)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import CLIPPED, ELASTIC, base2, load_rows, load_tile, matmul, query_range, visible_keys, weights
+from .tiles import CLIPPED, ELASTIC, base2, load_rows, load_tile, matmul, program, query_range, visible_keys, weights
 
 
 @triton.jit
@@ -20,10 +20,9 @@ def columns_kernel(
     T queries and keys. lam: lse in base 2, +inf for an empty row. gates g, early c and the three outputs: (B, H, T)
     float32, adjacent.
     """
-    start_n = tl.program_id(0) * BLOCK_N
-    b = tl.cast(tl.program_id(1) // H, tl.int64)
-    h = tl.cast(tl.program_id(1) % H, tl.int64)
-    rows = tl.program_id(1).to(tl.int64) * T
+    tile, _, head, b, h = program(T, H, BLOCK_N)
+    start_n = tile * BLOCK_N
+    rows = head * T
     k_tile = load_tile(k + b * k_batch + (h // GROUP) * k_head, start_n, k_row, T, D, BLOCK_N, BLOCK_D, True)
     low, _whole, high = query_range(last_query + b * T, start_n, T, T, FIRST, BLOCK_M, BLOCK_N)
     mass = tl.zeros([BLOCK_N], tl.float32)

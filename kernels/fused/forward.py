@@ -35,6 +35,7 @@ from .tiles import (
     load_tile,
     load_vector,
     matmul,
+    program,
     shortfall,
     sigmoid,
     store_tile,
@@ -144,9 +145,8 @@ def forward_kernel(
     key, 1 if no key weighs more than the first, Σ of the weights (of softmax relative to the pivot).
     """
     # The longest rows start first: a grid runs in order, and the last tiles to start should be the short ones.
-    start_m = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    b = tl.cast(tl.program_id(1) // H, tl.int64)
-    h = tl.cast(tl.program_id(1) % H, tl.int64)
+    tile, tiles, head, b, h = program(T, H, BLOCK_M)
+    start_m = (tiles - 1 - tile) * BLOCK_M
     row = start_m + tl.arange(0, BLOCK_M)
     position = S - T + row
     q_tile = load_tile(q + b * q_batch + h * q_head, start_m, q_row, T, D, BLOCK_M, BLOCK_D, True)
@@ -232,7 +232,7 @@ def forward_kernel(
         acc = acc / tl.where(norm > 0, norm, 1.0)[:, None]
     else:
         lse2 = tl.where(m == float("inf"), float("-inf"), m)
-    row_base = tl.program_id(1).to(tl.int64) * T
+    row_base = head * T
     if SCORE != SIGMOID:
         tl.store(lse + row_base + row, lse2 * LN2, mask=row < T)
 

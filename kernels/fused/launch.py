@@ -139,7 +139,7 @@ def _run_forward(
 ) -> None:
     B, H, T, D = q.shape
     t = tiles("forward" if statistics is None else "statistics", D, q.dtype, _architecture(q), keep and x.two_pass)
-    forward_kernel[(triton.cdiv(T, t.m), B * H)](
+    forward_kernel[(triton.cdiv(T, t.m) * B * H,)](
         q, k, v, y, kept, lse, q if statistics is None else statistics,
         _or(x.first_key, q), _or(x.sink, q), _or(x.slot_keys, q), _or(x.slot_values, q), _or(x.vector, q),
         _or(x.vector_key, q), _or(x.gate, q), _or(x.shift, q),
@@ -178,12 +178,12 @@ def backward(
     vector_sums = _empty(q, 0 if x.vector is None else (B, count, H, D))
     # Sigmoid without gate and vector has nothing to say about rows.
     if x.score != SIGMOID.value or x.gate is not None or x.vector is not None:
-        rows_kernel[(count, B * H)](
+        rows_kernel[(count * B * H,)](
             dY, y, kept, q, lse, _or(dL, q), _or(x.sink, q), _or(x.slot_keys, q),
             _or(x.slot_values, q), _or(x.vector, q), _or(x.vector_key, q), _or(x.gate, q),
             lam, delta, dO, d_sink, d_gate, d_extra, key_sums, value_sums, vector_sums,
             *_strides(dY), *_strides(y), *_strides(q), *_sink_strides(x.sink), *_strides(x.gate),
-            H, T, count, x.span, x.scale,
+            H, T, x.span, x.scale,
             **flags, KEPT=bool(kept.numel()), WITH_DL=dL is not None, EXTRAS=n, BLOCK_M=t.m,
             D=D, BLOCK_D=padded(D), **_options(t),
         )  # fmt: skip
@@ -194,7 +194,7 @@ def backward(
 
     dk, dv = (torch.empty(B, S, H, D, dtype=k.dtype, device=k.device).transpose(1, 2) for _ in range(2))
     t = tiles("dkdv", D, q.dtype, _architecture(q))
-    dkdv_kernel[(triton.cdiv(S, t.n), B * H)](
+    dkdv_kernel[(triton.cdiv(S, t.n) * B * H,)](
         q, k, v, dO, dk, dv, lam, delta, _or(x.shift, q), _or(x.first_key, q), _or(last_query, q),
         *_strides(q), *_strides(k), *_strides(v), *_strides(dO), *_strides(dk), *_strides(x.shift),
         H, H // G, T, S, *numbers, **heavy, EVEN=T % t.m == 0, BLOCK_M=t.m, BLOCK_N=t.n, **_common(q, t),
@@ -205,7 +205,7 @@ def backward(
     dq = rows_like(q)
     d_shift = _empty(q, (B, H, T) if x.score == ELASTIC.value else 0)
     t = tiles("dq", D, q.dtype, _architecture(q))
-    dq_kernel[(triton.cdiv(T, t.m), B * H)](
+    dq_kernel[(triton.cdiv(T, t.m) * B * H,)](
         q, k, v, dO, dq, lam, delta, _or(x.shift, q), d_shift, _or(x.first_key, q), _or(x.slot_keys, q),
         _or(x.vector_key, q), d_extra,
         *_strides(q), *_strides(k), *_strides(v), *_strides(dO), *_strides(dq), *_strides(x.shift),
@@ -231,7 +231,7 @@ def received(
     outputs = (_empty(q, (B, H, T)), _empty(q, (B, H, T)), _empty(q, (B, H, T)))
     last_query = None if x.first_key is None else last_queries(x.first_key, T)
     t = tiles("columns", D, q.dtype, _architecture(q))
-    columns_kernel[(triton.cdiv(T, t.n), B * H)](
+    columns_kernel[(triton.cdiv(T, t.n) * B * H,)](
         q, k, lam, gates, early, _or(x.shift, q), _or(x.first_key, q), _or(last_query, q), *outputs,
         *_strides(q), *_strides(k), *_strides(x.shift),
         H, H // k.shape[1], T, first_rows, x.number, x.softcap, x.scale,

@@ -27,6 +27,7 @@ from .tiles import (
     load_rows,
     load_tile,
     load_vector,
+    program,
     sigmoid,
     store_tile,
 )
@@ -45,7 +46,7 @@ def rows_kernel(
     lam, delta, dO, d_sink, d_gate, d_extra, key_sums, value_sums, vector_sums,
     dY_batch, dY_head, dY_row, y_batch, y_head, y_row, q_batch, q_head, q_row,
     sink_batch, sink_head, sink_row, gate_batch, gate_head, gate_row,
-    H, T, TILES, span, scale,
+    H, T, span, scale,
     SCORE: tl.constexpr, SINK: tl.constexpr, SLOTS: tl.constexpr, SLOT_VALUES: tl.constexpr, VECTOR: tl.constexpr,
     GATE: tl.constexpr, KEPT: tl.constexpr, WITH_DL: tl.constexpr, EXTRAS: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -53,16 +54,14 @@ def rows_kernel(
     """Rows start … start + BLOCK_M − 1 of one head. kept, dO and an element gate's d_gate are laid out as y.
 
     KEPT: `kept` holds what the forward kept: Σ a M P v (family B), else the row before its gate. Outputs per row are
-    (B, H, T) float32; key_sums (B, TILES, H, EXTRAS, D), value_sums (B, TILES, H, SLOTS, D), vector_sums
-    (B, TILES, H, D).
+    (B, H, T) float32; key_sums (B, tiles, H, EXTRAS, D), value_sums (B, tiles, H, SLOTS, D), vector_sums
+    (B, tiles, H, D).
     """
-    tile = tl.program_id(0)
+    tile, tiles, head, b, h = program(T, H, BLOCK_M)
     start = tile * BLOCK_M
-    b = tl.cast(tl.program_id(1) // H, tl.int64)
-    h = tl.cast(tl.program_id(1) % H, tl.int64)
     row = start + tl.arange(0, BLOCK_M)
     inside = row < T
-    out = tl.program_id(1).to(tl.int64) * T + row
+    out = head * T + row
 
     d_tile = load_tile(dY + b * dY_batch + h * dY_head, start, dY_row, T, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
     y_tile = load_tile(y + b * y_batch + h * y_head, start, y_row, T, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
@@ -70,7 +69,7 @@ def rows_kernel(
 
     L = tl.zeros([BLOCK_M], tl.float32)
     if SCORE != SIGMOID:
-        L = load_rows(lse + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0, True)
+        L = load_rows(lse + head * T, start, 1, T, BLOCK_M, 0.0, True)
     lam2 = tl.where(float("-inf") < L, L * LOG2E, float("inf"))
 
     # dot: dO · (the row before its gate); weight: what an added vector's gradient is weighted with.
@@ -102,7 +101,7 @@ def rows_kernel(
     q_tile = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if EXTRAS > 0:
         q_tile = load_tile(q + b * q_batch + h * q_head, start, q_row, T, D, BLOCK_M, BLOCK_D, True).to(tl.float32)
-    sums = (b * TILES + tile) * H + h
+    sums = (b * tiles + tile) * H + h
 
     if VECTOR != NO_VECTOR:
         added = load_vector(vector + h * D, D, BLOCK_D)
@@ -123,7 +122,7 @@ def rows_kernel(
         kept_tile = load_tile(kept + b * y_batch + h * y_head, start, y_row, T, D, BLOCK_M, BLOCK_D, True)
         dot = tl.sum(d_tile * kept_tile.to(tl.float32), 1)
     if WITH_DL:
-        dot -= load_rows(dL + tl.program_id(1).to(tl.int64) * T, start, 1, T, BLOCK_M, 0.0, True)
+        dot -= load_rows(dL + head * T, start, 1, T, BLOCK_M, 0.0, True)
     if SCORE != SIGMOID:
         tl.store(lam + out, lam2, mask=inside)
         tl.store(delta + out, dot, mask=inside)

@@ -34,6 +34,23 @@ LOWEST_GATE: tl.constexpr = tl.constexpr(-85.0)  # e^85 is still a float32: a ga
 
 
 @triton.jit
+def program(length, H, BLOCK: tl.constexpr):
+    """Which tile of which head this program has: (tile, number of tiles, b · H + h, b, h).
+
+    The grid has one dimension: the others end at 65,535 programs.
+    """
+    tiles = (length + BLOCK - 1) // BLOCK
+    head = tl.program_id(0) // tiles
+    return (
+        tl.program_id(0) % tiles,
+        tiles,
+        tl.cast(head, tl.int64),
+        tl.cast(head // H, tl.int64),
+        tl.cast(head % H, tl.int64),
+    )
+
+
+@triton.jit
 def matmul(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     """acc + a @ b in float32. UPCAST: the interpreter multiplies bfloat16 wrongly, so it is given float32."""
     if UPCAST:
