@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is built for Linux on x86-64 alone"
 
 from kernels.fused import operators
 from models import GPT, GPTConfig
-from models.attention import names
+from models.attention import examples
 
 SMALL = {"batch": 1, "heads": 2, "kv_heads": 1, "dtype": torch.float32, "head_dim": 16}
 
@@ -68,13 +68,15 @@ def test_statistics_of_rows_without_a_key() -> None:
 def same_statistics(q: torch.Tensor, k: torch.Tensor, parts: kernels.Parts, **options: object) -> None:
     fused = kernels.statistics(q, k, parts, backend="triton", **options)
     blocks = kernels.statistics(q, k, parts, backend="blockwise", **options)
+    # A clipped weight is a difference of nearly equal numbers: what is left carries their rounding, its log more so.
+    loose = 25 if isinstance(parts.score, kernels.Clipped | kernels.Elastic) else 1
     for name, expected in vars(blocks).items():
         actual = getattr(fused, name)
         if expected is None:
             assert actual is None
             continue
         torch.testing.assert_close(
-            actual, expected, rtol=2e-5, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+            actual, expected, rtol=loose * 2e-5, atol=loose * 2e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -89,12 +91,12 @@ def test_statistics_of_sigmoid_with_a_prefix_are_refused_by_name() -> None:
 CONFIG = GPTConfig(vocab_size=17, context=24, layers=1, width=32, heads=2)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", examples())
 def test_a_whole_gpt_in_one_graph(name: str) -> None:
     """Forward and backward of a GPT with each mechanism: the same loss and gradients as eager, compiled once."""
     tokens = torch.randint(17, (2, 24), generator=torch.Generator().manual_seed(0))
-    gpt = GPT(CONFIG, name, backend="triton")
-    plain = GPT(CONFIG, name, backend="blockwise")
+    gpt = GPT(CONFIG, examples()[name], backend="triton")
+    plain = GPT(CONFIG, examples()[name], backend="blockwise")
     torch._dynamo.reset()
     compiled = torch.compile(gpt, fullgraph=True, backend="aot_eager")
     for step, change in enumerate((0, 1)):
