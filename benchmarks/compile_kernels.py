@@ -237,7 +237,8 @@ def main(argv: list[str] | None = None) -> int:
         options.head_size, options.dtype = [16, 32, 64, 80, 96, 128, 192, 256], list(DTYPES)
     points = [(a, d, h) for a in options.architecture for d in options.dtype for h in options.head_size]
     codes: list[Code] = []
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+    # A fresh process a point: a study replaces the kernels of the library.
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         for point, found in zip(points, pool.map(compile_point, points, [options.variant] * len(points)), strict=True):
             codes += found
             print("sm_{} {} {}:".format(*point), len(found), "kernels", file=sys.stderr, flush=True)
