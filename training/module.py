@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from errors import InputError
-from kernels.flash import refusal
+from kernels import Parts
+from kernels.backends import obstacle
 from models import GPT, GPTConfig
 from models.attention import normalise
 from training import compilation, optimizers, rng
@@ -125,11 +126,12 @@ class LanguageModel(LightningModule):
             raise InputError(f"trainer.precision {precision!r} is not supported; it is one of {', '.join(PRECISIONS)}")
         if self.trainer.gradient_clip_algorithm not in (None, "norm"):
             raise InputError("trainer.gradient_clip_algorithm: gradients are clipped by norm alone")
-        if self.backend == "vendor":  # would refuse at the first batch, as a fault
-            device = self.trainer.strategy.root_device
-            reason = refusal(torch.empty(1, 1, 1, self.network.head_dim, dtype=PRECISIONS[precision], device=device))
-            if reason is not None:
-                raise InputError(f"model.backend is vendor, which cannot compute {reason}; auto can")
+        # Asked for by name, a back end would refuse at the first batch, as a fault.
+        device = self.trainer.strategy.root_device
+        row = torch.empty(1, 1, 1, self.network.head_dim, dtype=PRECISIONS[precision], device=device)
+        reason = obstacle(self.backend, row, row, Parts(), None)
+        if reason is not None:
+            raise InputError(f"model.backend is {self.backend}, which cannot compute {reason}; auto can")
 
     def _fit_to(self, vocab_size: int, context: int) -> None:
         if self.network.vocab_size is None:

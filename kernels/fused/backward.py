@@ -77,7 +77,7 @@ def dkdv_kernel(
     last_query (B, S): the last row that sees each key, −1 where none does; read with FIRST only. EVEN: BLOCK_M
     divides T.
     """
-    tile, _, head, b, h = program(S, H, BLOCK_N)
+    tile, _tiles, head, b, h = program(S, H, BLOCK_N)
     start_n = tile * BLOCK_N
     k_tile = load_tile(k + b * k_batch + (h // GROUP) * k_head, start_n, k_row, S, D, BLOCK_N, BLOCK_D, True)
     v_tile = load_tile(v + b * v_batch + (h // GROUP) * v_head, start_n, v_row, S, D, BLOCK_N, BLOCK_D, True)

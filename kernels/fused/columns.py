@@ -20,7 +20,7 @@ def columns_kernel(
     T queries and keys. lam: lse in base 2, +inf for an empty row. gates g, early c and the three outputs: (B, H, T)
     float32, adjacent.
     """
-    tile, _, head, b, h = program(T, H, BLOCK_N)
+    tile, _tiles, head, b, h = program(T, H, BLOCK_N)
     start_n = tile * BLOCK_N
     rows = head * T
     k_tile = load_tile(k + b * k_batch + (h // GROUP) * k_head, start_n, k_row, T, D, BLOCK_N, BLOCK_D, True)
@@ -31,7 +31,7 @@ def columns_kernel(
     for start_m in range(low, high, BLOCK_M):
         q_tile = load_tile(q + b * q_batch + h * q_head, start_m, q_row, T, D, BLOCK_M, BLOCK_D, True)
         products = matmul(k_tile, tl.trans(q_tile), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, UPCAST)
-        s, _ = base2(products, scale, softcap, SOFTCAP)
+        s, _slope = base2(products, scale, softcap, SOFTCAP)
         row_lam = load_rows(lam + rows, start_m, 1, T, BLOCK_M, float("inf"), True)
         row_shift = row_lam
         if SCORE == CLIPPED or SCORE == ELASTIC:

@@ -46,16 +46,17 @@ def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, two
             "forward": Tiles(128, 64, 8, 3),
             "statistics": Tiles(128, 64, 8, 3),
             "columns": Tiles(64, 128, 8, 3),
-            "dkdv": Tiles(64, 128, 8, 3) if not ampere else Tiles(64, 64, 8, 2),
+            "dkdv": Tiles(32, 128, 8, 2) if ampere else Tiles(64, 128, 8, 3),
             "dq": Tiles(128, 64, 8, 3),
         }[kernel]
     if size <= 128:
+        forward = Tiles(64, 32 if two_accumulators else 64, 8, 2)
         return {
-            "forward": Tiles(128, 64, 8, 2 if ampere or two_accumulators else 3),
-            "statistics": Tiles(128, 64, 8, 2),
+            "forward": forward if ampere or two_accumulators else Tiles(128, 64, 8, 3),
+            "statistics": Tiles(64 if ampere else 128, 64, 8, 2),
             "columns": Tiles(64, 128, 8, 2),
-            "dkdv": Tiles(32, 128, 8, 2) if not ampere else Tiles(32, 64, 8, 2),
-            "dq": Tiles(64, 64, 8, 2) if ampere else Tiles(128, 64, 8, 2),
+            "dkdv": Tiles(32, 64 if ampere else 128, 8, 2),
+            "dq": Tiles(64 if ampere else 128, 64, 8, 2),
         }[kernel]
     return {
         "forward": Tiles(64, 32, 8, 2),
