@@ -2,10 +2,11 @@
 
     python -m benchmarks.compile_kernels [--all] [--head-size 64 128] [--dtype bfloat16] [--architecture 80 90 100]
 
-One row for each distinct kernel that the launches of `kernels/fused` would start: registers a thread, bytes spilled
-(stack frame) and spilling instructions, shared memory a program, and whether tensor cores multiply (HMMA, HGMMA or
-UTCHMMA instructions by architecture). Fails (exit code 1) on a spill, on more shared memory than the device has, and on
-a missing tensor-core instruction in half precision. `--all` goes over every dtype and head size class.
+Every distinct kernel that the launches of `kernels/fused` would start; a row of the table is a launch with all the
+variants that it serves: registers a thread, shared memory a program, and whether tensor cores multiply (HMMA, HGMMA or
+UTC…MMA instructions by architecture). A fault is a spill (a stack frame, or a load or store of local memory), more
+shared memory than the device has, or a missing tensor-core instruction in half precision; each is printed as it is
+found, and the exit code is then 1. `--all` goes over every dtype and class of head sizes.
 
 The launches are the library's own, on CPU tensors, under a driver that compiles and does not run: what is compiled is
 what a GPU would get, specialisations included. Only what each variant adds is compiled; equal kernels once.
@@ -194,21 +195,23 @@ def _output(command: list[str]) -> str:
 
 
 def rows(codes: list[Code]) -> Iterator[list[str]]:
-    """The table's lines."""
+    """The table's lines: one for each launch, over all variants that it serves."""
+    launches: dict[tuple[Any, ...], list[Code]] = {}
     for c in codes:
+        launches.setdefault((c.kernel, c.dtype, c.head_dim, c.architecture, c.tiles), []).append(c)
+    for (kernel, dtype, head_dim, architecture, tiles), group in sorted(launches.items()):
+        registers, shared = [c.registers for c in group], max(c.shared for c in group)
         yield [
-            c.kernel,
-            c.variant,
-            str(c.head_dim),
-            c.dtype,
-            f"sm_{c.architecture}",
-            c.tiles,
-            str(c.registers),
-            str(c.stack),
-            str(c.spills),
-            str(c.shared),
-            "yes" if c.tensor_core else "no",
-            "; ".join(c.faults()) or "ok",
+            kernel,
+            dtype,
+            str(head_dim),
+            f"sm_{architecture}",
+            tiles,
+            str(len(group)),
+            f"{min(registers)} to {max(registers)}",
+            f"{shared / 1024:.0f} of {SHARED[architecture] // 1024}",
+            "yes" if all(c.tensor_core for c in group) else "no",
+            str(sum(bool(c.faults()) for c in group)),
         ]
 
 
@@ -234,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     options = parser.parse_args(argv)
     if options.all:
-        options.head_size, options.dtype = [16, 32, 64, 80, 96, 128, 192, 256], list(DTYPES)
+        options.head_size, options.dtype = [16, 32, 64, 80, 128, 256], list(DTYPES)
     points = [(a, d, h) for a in options.architecture for d in options.dtype for h in options.head_size]
     codes: list[Code] = []
     # A fresh process a point: a study replaces the kernels of the library.
@@ -245,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
             for code in found:
                 for fault in code.faults():
                     print(f"  {code.kernel} of {code.variant}, {code.tiles}: {fault}", file=sys.stderr, flush=True)
-    header = ["kernel", "variant", "D", "dtype", "device", "tiles", "registers", "stack", "spills", "shared", "MMA", ""]
+    header = ["kernel", "dtype", "D", "device", "tiles", "kernels", "registers", "shared KiB", "MMA", "faults"]
     import triton
 
     print(table(f"kernels compiled by triton {triton.__version__}", header, list(rows(codes))))

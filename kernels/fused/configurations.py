@@ -28,10 +28,11 @@ def padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, two_accumulators: bool = False) -> Tiles:
+def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, crowded: bool = False) -> Tiles:
     """The launch of a kernel. architecture: compute capability × 10; 0 under the interpreter.
 
-    two_accumulators: the training forward of families B, which carries a second (M, D) sum.
+    crowded: a variant that needs more registers than the others, the training forward of family B with its second
+    (M, D) sum, or softpick's dK and dV.
     """
     if architecture == 0:
         return INTERPRETED
@@ -50,12 +51,12 @@ def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, two
             "dq": Tiles(128, 64, 8, 3),
         }[kernel]
     if size <= 128:
-        forward = Tiles(64, 32 if two_accumulators else 64, 8, 2)
+        forward = Tiles(64, 32 if crowded else 64, 8, 2)
         return {
-            "forward": forward if ampere or two_accumulators else Tiles(128, 64, 8, 3),
+            "forward": forward if ampere or crowded else Tiles(128, 64, 8, 3),
             "statistics": Tiles(64 if ampere else 128, 64, 8, 2),
             "columns": Tiles(64, 128, 8, 2),
-            "dkdv": Tiles(32, 64 if ampere else 128, 8, 2),
+            "dkdv": Tiles(32, 64 if ampere or crowded else 128, 8, 2),
             "dq": Tiles(64 if ampere else 128, 64, 8, 2),
         }[kernel]
     return {

@@ -188,6 +188,15 @@ def test_a_vendor_back_end_without_an_operator_for_the_precision_is_refused(tmp_
         run.fit()
 
 
+def test_the_fused_kernels_are_refused_where_they_cannot_run(tmp_path, text):
+    run = tiny_run(tmp_path / "run", text, precision="64-true")
+    run.module.backend = "triton"
+    with pytest.raises(
+        InputError, match=r"triton, which cannot compute (dtype torch\.float64|device cpu) "
+    ):
+        run.fit()
+
+
 def test_without_a_vocabulary_or_a_corpus_the_network_is_not_guessed():
     module = LanguageModel()
     module._trainer = SimpleNamespace(datamodule=None)
