@@ -40,25 +40,9 @@ def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, cro
     if dtype == torch.float32:
         return _full_precision(kernel, size)
     if kernel == "rows":
-        return Tiles(64 if size <= 64 else 32 if size <= 128 else 16, 0, 4, 1)
-    ampere = architecture < 90
-    if size <= 64:
-        return {
-            "forward": Tiles(128, 64, 8, 3),
-            "statistics": Tiles(128, 64, 8, 3),
-            "columns": Tiles(64, 128, 8, 3),
-            "dkdv": Tiles(32, 128, 8, 2) if ampere else Tiles(64, 128, 8, 3),
-            "dq": Tiles(128, 64, 8, 3),
-        }[kernel]
+        return Tiles(64 if size <= 64 else 32 if size <= 128 else 16, 0, 8 if architecture >= 100 else 4, 1)
     if size <= 128:
-        forward = Tiles(64, 32 if crowded else 64, 8, 2)
-        return {
-            "forward": forward if ampere or crowded else Tiles(128, 64, 8, 3),
-            "statistics": Tiles(64 if ampere else 128, 64, 8, 2),
-            "columns": Tiles(64, 128, 8, 2),
-            "dkdv": Tiles(32, 64 if ampere or crowded else 128, 8, 2),
-            "dq": Tiles(64 if ampere else 128, 64, 8, 2),
-        }[kernel]
+        return _half_precision(kernel, size > 64, architecture, crowded)
     return {
         "forward": Tiles(64, 32, 8, 2),
         "statistics": Tiles(64, 32, 8, 2),
@@ -66,6 +50,26 @@ def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, cro
         "dkdv": Tiles(32, 32, 8, 1),
         "dq": Tiles(32, 32, 8, 1),
     }[kernel]
+
+
+def _half_precision(kernel: str, wide: bool, architecture: int, crowded: bool) -> Tiles:
+    """Head sizes up to 64, or up to 128 (wide)."""
+    if kernel == "columns":
+        return Tiles(64, 128, 8, 2 if wide else 3)
+    if architecture >= 100:
+        return Tiles(32, 64 if wide else 128, 8, 2) if kernel == "dkdv" else Tiles(64, 64, 8, 2)
+    ampere = architecture < 90
+    if kernel == "dkdv":
+        if wide:
+            return Tiles(32, 64 if ampere or crowded else 128, 8, 2)
+        return Tiles(32, 128, 8, 2) if ampere else Tiles(64, 128, 8, 3)
+    if not wide:
+        return Tiles(128, 64, 8, 3)  # forward, statistics, dq
+    if kernel == "forward":
+        if ampere or crowded:
+            return Tiles(64, 32 if crowded else 64, 8, 2)
+        return Tiles(128, 64, 8, 3)
+    return Tiles(64 if ampere else 128, 64, 8, 2)  # statistics, dq
 
 
 def _full_precision(kernel: str, size: int) -> Tiles:
