@@ -20,6 +20,7 @@ from .tiles import (
     load_tile,
     load_vector,
     matmul,
+    phase_range,
     program,
     query_range,
     store_tile,
@@ -160,12 +161,7 @@ def dq_kernel(
     dq_tile = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     shift_sum = tl.zeros([BLOCK_M], tl.float32)
     for phase in tl.static_range(3 if FIRST else 2):
-        if phase == 0:
-            phase_low, phase_high = whole, diagonal
-        elif phase == 1:
-            phase_low, phase_high = diagonal, end
-        else:
-            phase_low, phase_high = low, whole
+        phase_low, phase_high = phase_range(phase, low, whole, diagonal, end)
         dq_tile, shift_sum = query_tiles(
             dq_tile, shift_sum, q_tile, dO_tile, row_lam, row_delta, row_shift, position, first,
             k + b * k_batch + (h // GROUP) * k_head, v + b * v_batch + (h // GROUP) * v_head, k_row, v_row,

@@ -35,6 +35,7 @@ from .tiles import (
     load_tile,
     load_vector,
     matmul,
+    phase_range,
     program,
     shortfall,
     sigmoid,
@@ -176,12 +177,7 @@ def forward_kernel(
     if SCORE == CLIPPED or SCORE == ELASTIC:
         # First pass: the softmax's normaliser alone.
         for phase in tl.static_range(3 if FIRST else 2):
-            if phase == 0:
-                phase_low, phase_high = whole, diagonal
-            elif phase == 1:
-                phase_low, phase_high = diagonal, end
-            else:
-                phase_low, phase_high = low, whole
+            phase_low, phase_high = phase_range(phase, low, whole, diagonal, end)
             _, _, m, norm, _, _, _, _, _, _ = attend_tiles(
                 zero, zero, m, norm, zero, zero, zero, zero, zero, zero,
                 q_tile, k_base, v_base, k_row, v_row, position, first, shift_rows, number, softcap, scale,
@@ -191,12 +187,7 @@ def forward_kernel(
         m = tl.where(norm > 0, m + tl.log2(norm), float("inf"))
 
     for phase in tl.static_range(3 if FIRST else 2):
-        if phase == 0:
-            phase_low, phase_high = whole, diagonal
-        elif phase == 1:
-            phase_low, phase_high = diagonal, end
-        else:
-            phase_low, phase_high = low, whole
+        phase_low, phase_high = phase_range(phase, low, whole, diagonal, end)
         acc, active, m, norm, largest, total, dots, squares, zeros, s_first = attend_tiles(
             acc, active, m, norm, largest, total, dots, squares, zeros, s_first,
             q_tile, k_base, v_base, k_row, v_row, position, first, shift_rows, number, softcap, scale,

@@ -144,6 +144,17 @@ def key_range(first_key, start_m, T, S, FIRST: tl.constexpr, BLOCK_M: tl.constex
 
 
 @triton.jit
+def phase_range(PHASE: tl.constexpr, low, whole, diagonal, end):
+    """The keys of one phase of the loop: 0 those that all rows see, 1 the diagonal, 2 those that first keys cut."""
+    if PHASE == 0:
+        return whole, diagonal
+    elif PHASE == 1:
+        return diagonal, end
+    else:
+        return low, whole
+
+
+@triton.jit
 def query_range(last_query, start_n, T, S, FIRST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Where the rows lie that see BLOCK_N keys: (low, whole, high).
 
