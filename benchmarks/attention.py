@@ -18,7 +18,7 @@ from torch import Tensor
 
 import kernels
 from benchmarks import floors
-from benchmarks.cases import two_pass, variants
+from benchmarks.cases import learned, two_pass, variants
 from benchmarks.peers import peers
 from benchmarks.timing import Timing, clock_argument, machine, table, take_turns
 from kernels import Parts, backends
@@ -70,9 +70,12 @@ def candidates(shape: Shape) -> Iterator[Candidate]:
 
     q, k, v = draw(shape.H), draw(shape.G), draw(shape.G)
     upstream = draw(shape.H).detach()
+    leaves = [q, k, v]
 
     def candidate(name: str, variant: str, backend: str | None, parts: Parts, call: Callable[[], Tensor]) -> Candidate:
         def both() -> None:
+            for leaf in leaves:
+                leaf.grad = None
             call().backward(upstream)
 
         def forward() -> None:
@@ -82,6 +85,7 @@ def candidates(shape: Shape) -> Iterator[Candidate]:
         return Candidate(name, variant, backend, parts, both, forward)
 
     own = variants(shape.B, shape.H, shape.T, shape.D, shape.dtype, shape.device)
+    leaves += [leaf for parts in own.values() for leaf in learned(parts)]
     for variant, parts in own.items():
         for backend in OURS:
             if backends.obstacle(backend, q, k, parts, None) is None:
@@ -129,14 +133,14 @@ def main(argv: list[str] | None = None) -> None:
             baseline = next(timing for one, timing in measured if one.name in ("control", "torch SDPA flash"))
             rows = []
             for one, timing in measured:
-                floor = shape.floor(one.parts)
+                floor = shape.floor(one.parts) if one.backend else None  # a peer need not recompute as we do
                 shown = "-" if floor is None else f"{floor * 1e3:.3f}"
                 rows.append([one.name, f"{timing.median * 1e3:.3f}", f"{timing.speed_ratio(baseline):.3f}", shown])
             title = f"\nforward and backward, B {options.batch}, H {options.heads}, T {length}, D {size}, {dtype}"
             print(table(f"{title}; {machine()}", ["attention", "ms", "speed / control", "floor ms"], rows), flush=True)
             if options.record:
                 measured_times.record(
-                    device=backends.device_name(torch.device(device)),
+                    device=backends.device_name(torch.device(device), dtype),
                     length=length,
                     head_dim=size,
                     times={(backends.kind(one.parts), one.backend): t.median for one, t in measured if one.backend},

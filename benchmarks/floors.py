@@ -34,7 +34,7 @@ class Work:
     def seconds(self, device: str) -> float | None:
         """The floor on a device by the name that torch gives it; None for a device that is not in the table."""
         for name, (matrix, memory) in RATES.items():
-            if name in device:
+            if device.removeprefix("NVIDIA ") == name:
                 return max(self.flops / matrix, self.bytes / memory)
         return None
 

@@ -79,6 +79,7 @@ def _flex(length: int, device: str) -> dict[str, Callable[[Tensor, Tensor, Tenso
     """Causal softmax, a soft-cap, and a sink logit of 0 (through the returned lse, as its documentation shows)."""
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
+    torch._dynamo.config.recompile_limit = 64  # a graph for each shape, variant and direction
     compiled = torch.compile(flex_attention, fullgraph=True, dynamic=False)
     mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=device)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import measured
 from .flash import capability, refusal
-from .parts import Parts, Softmax
+from .parts import Parts, SinkSlots, Softmax
 
 BACKENDS = ("auto", "reference", "vendor", "triton", "blockwise")
 PREFERENCE = ("vendor", "triton", "blockwise")  # the last can compute everything
@@ -59,9 +59,9 @@ def obstacle(backend: str, q: Tensor, k: Tensor, parts: Parts, first_key: Tensor
 
 
 def _first_able(q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) -> str:
-    seconds = measured.seconds(device_name(q.device), kind(parts), q.shape[-1], k.shape[2])
-    order = sorted(PREFERENCE, key=lambda backend: seconds.get(backend, float("inf")))
-    because = ""
+    device, order, because = device_name(q.device, q.dtype), PREFERENCE, ""
+    if measured.knows(device):
+        order = measured.order(device, kind(parts), q.shape[-1], k.shape[2], PREFERENCE)
     for backend in order:
         if backend == "triton" and q.device.type != "cuda":
             continue  # the interpreter is for those who ask for it by name
@@ -74,15 +74,26 @@ def _first_able(q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) ->
 
 
 def kind(parts: Parts) -> str:
-    """What a variant's speed depends on: its score family and which parts it has, such as "softmax+sinkslots"."""
-    given = [x for x in (parts.score, parts.sinks, parts.added, parts.gate) if x is not None]
-    return "+".join(type(x).__name__.lower() for x in given)
+    """What a variant's speed depends on: its score family and parts, such as "softmax+sinkslots(1,values)"."""
+    found = [_name(parts)]
+    if isinstance(parts.score, Softmax) and parts.score.softcap is not None:
+        found.append("softcap")
+    if isinstance(parts.sinks, SinkSlots):
+        found.append(f"sinkslots({parts.sinks.keys.shape[1]}{'' if parts.sinks.values is None else ',values'})")
+    elif parts.sinks is not None:
+        found.append("sinklogits")
+    if parts.added is not None:
+        found.append("addedvector" if parts.added.key is None else "addedvector(key)")
+    if parts.gate is not None:
+        found.append(type(parts.gate).__name__.lower())
+    return "+".join(found)
 
 
 @torch.compiler.assume_constant_result
-def device_name(device: torch.device) -> str:
-    """What measured.json calls a device: the GPU's name, or the device's type."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def device_name(device: torch.device, dtype: torch.dtype) -> str:
+    """What measured.json calls a device: the GPU's name, or the device's type, with the dtype."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name} {str(dtype).removeprefix('torch.')}"
 
 
 def _beyond_vendor(q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) -> str | None:

@@ -1,7 +1,8 @@
 """The times that `backend="auto"` chooses by: measured.json, filled in by `python -m benchmarks.attention --record`.
 
-An entry is (device, variant kind, head size, length) with the seconds of forward and backward on each back end. A call
-takes the nearest entry of its device and kind, by the ratio of lengths and head sizes; no entry, no opinion.
+An entry is (device and dtype, variant kind, head size, length) with the seconds of forward and backward on each back
+end that could compute it. A call takes the nearest entry of its device and kind, by the ratio of lengths and head
+sizes; no entry, no opinion.
 """
 
 import json
@@ -17,16 +18,23 @@ PATH = Path(__file__).with_name("measured.json")
 
 
 @torch.compiler.assume_constant_result
-def seconds(device: str, kind: str, head_dim: int, length: int) -> dict[str, float]:
-    """Seconds by back end at the nearest measured point; {} where this device or kind of variant was not measured."""
+def knows(device: str) -> bool:
+    """Whether anything was measured there: if not, a compiled graph need not depend on the length."""
+    return any(entry["device"] == device for entry in _entries())
+
+
+@torch.compiler.assume_constant_result
+def order(device: str, kind: str, head_dim: int, length: int, preference: tuple[str, ...]) -> tuple[str, ...]:
+    """The back ends, fastest first at the nearest measured point; those not measured there last, as preferred."""
     near = [entry for entry in _entries() if entry["device"] == device and entry["kind"] == kind]
     if not near:
-        return {}
+        return preference
 
     def distance(entry: dict[str, Any]) -> float:
         return abs(math.log(entry["length"] / length)) + abs(math.log(entry["head_dim"] / head_dim))
 
-    return dict(min(near, key=distance)["seconds"])
+    seconds = min(near, key=distance)["seconds"]
+    return tuple(sorted(preference, key=lambda backend: seconds.get(backend, math.inf)))
 
 
 def record(device: str, head_dim: int, length: int, times: Mapping[tuple[str, str], float]) -> None:

@@ -80,7 +80,8 @@ def attend_tiles(
             if MASKED:
                 pivot = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen no key yet
             w = tl.exp2(s - pivot[:, None])
-            alpha = tl.exp2(m - pivot)
+            fall = m - pivot
+            alpha = tl.exp2(fall)
             norm = norm * alpha + tl.sum(w, 1)
             m = m_new
         elif SCORE == SOFTPICK:
@@ -88,7 +89,8 @@ def attend_tiles(
             e = tl.exp2(tl.maximum(s, 0.0) - m_new[:, None]) * shortfall(s)  # |e^s − 1|
             if MASKED:
                 e = tl.where(seen, e, 0.0)
-            alpha = tl.exp2(m - m_new)
+            fall = m - m_new
+            alpha = tl.exp2(fall)
             norm = norm * alpha + tl.sum(e, 1)
             m = m_new
             w = tl.where(s > 0, e, 0.0)
@@ -100,7 +102,7 @@ def attend_tiles(
 
         if STATISTICS:
             if SCORE == SOFTMAX or SCORE == SOFTPICK:
-                dots = alpha * dots + tl.where(total > 0, alpha * tl.log2(alpha) * total, 0.0)
+                dots = alpha * dots + tl.where(total > 0, alpha * fall * total, 0.0)
                 total = alpha * total
                 squares = alpha * alpha * squares
             total += tl.sum(w, 1)

@@ -4,6 +4,7 @@ Outputs come laid out as (B, T, H, D), so that joining the heads is a view. Noth
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,15 @@ def rows_like(x_BHTD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(B, T, H, D, dtype=dtype or x_BHTD.dtype, device=x_BHTD.device).transpose(1, 2)
 
 
+def _as_rows(x: Tensor) -> Tensor:
+    return x if x.dim() != 4 or x.transpose(1, 2).is_contiguous() else rows_like(x).copy_(x)
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[None]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 def keeps(q: Tensor, x: Variant) -> bool:
     """Whether the forward must keep a second (B, H, T, D) for the backward."""
     row_gate = x.gate is not None and x.gate.dim() == 3
@@ -163,6 +173,7 @@ def backward(
     B, H, T, D = q.shape
     G, S = k.shape[1], k.shape[2]
     flags, n = x.flags(), x.extras
+    y, kept = _as_rows(y), _as_rows(kept)  # saved tensors may come back laid out otherwise
     lam, delta = _empty(q, (B, H, T)), _empty(q, (B, H, T))
     materialised = x.gate is not None and (x.gate.dim() == 4 or not x.folded)
     dO = rows_like(q) if materialised else dY
@@ -201,7 +212,7 @@ def backward(
         H, H // G, T, S, *numbers, **heavy, EVEN=T % t.m == 0, BLOCK_M=t.m, BLOCK_N=t.n, **_common(q, t),
     )  # fmt: skip
     if G != H:
-        dk, dv = (x.unflatten(1, (G, H // G)).sum(2) for x in (dk, dv))
+        dk, dv = (x.transpose(1, 2).unflatten(2, (G, H // G)).sum(3).transpose(1, 2) for x in (dk, dv))
 
     dq = rows_like(q)
     d_shift = _empty(q, (B, H, T) if x.score == ELASTIC.value else 0)

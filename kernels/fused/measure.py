@@ -34,11 +34,13 @@ def measure(
     bare = Parts(score=parts.score, sinks=None if sink_BHR is None else SinkLogits(sink_BHR))
     q, k, variant = variant_of(q_BHRD, k_BGRD, bare, first_key_BT, scale)
 
-    lse_BHR, rows = launch.measure(q, k, variant)
+    with launch.on_device_of(q):
+        lse_BHR, rows = launch.measure(q, k, variant)
     largest, entropy, support, zeros, first, argmax, total = rows.unbind(0)
     softmax = isinstance(parts.score, Softmax)
     early_BHR = torch.ones_like(total) if softmax else torch.where(total > 0, 1 / total, 0)
-    received, gated, received_early = launch.received(q, k, variant, lse_BHR, gate_BHR, early_BHR, early)
+    with launch.on_device_of(q):
+        received, gated, received_early = launch.received(q, k, variant, lse_BHR, gate_BHR, early_BHR, early)
     sink_mass = torch.zeros_like(total)
     if sink_BHR is not None:
         sink_mass = (sink_BHR - lse_BHR.masked_fill(lse_BHR == -torch.inf, 0)).exp()

@@ -37,12 +37,14 @@ def _split(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Variant,
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, variant, (training,) = _split(arguments)
-    return launch.forward(q, k, v, variant, training)
+    with launch.on_device_of(q):
+        return launch.forward(q, k, v, variant, training)
 
 
 def _backward(dY: Tensor, dL: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
     q, k, v, variant, saved = _split(arguments)
-    return launch.backward(dY, dL, q, k, v, variant, *saved)
+    with launch.on_device_of(q):
+        return launch.backward(dY, dL, q, k, v, variant, *saved)
 
 
 for _device in ("CUDA", *(("CPU",) if INTERPRETED else ())):

@@ -116,7 +116,10 @@ def sigmoid(x):
 def base2(products, scale, softcap, SOFTCAP: tl.constexpr):
     """Scores in base 2 of the products q·k, and the derivative of the soft-cap c · tanh(s / c) (1 without one)."""
     if SOFTCAP:
-        tanh = 1.0 - 2.0 / (tl.exp2(products * (2.0 * LOG2E * scale / softcap)) + 1.0)
+        # tanh |x| = (1 − e^{−2|x|}) / (1 + e^{−2|x|})
+        twice = products * (2.0 * LOG2E * scale / softcap)
+        tanh = shortfall(twice) / (1.0 + tl.exp2(-tl.abs(twice)))
+        tanh = tl.where(twice < 0, -tanh, tanh)
         return tanh * (softcap * LOG2E), 1.0 - tanh * tanh
     else:
         return products * (scale * LOG2E), 1.0
@@ -134,8 +137,8 @@ def key_range(first_key, start_m, T, S, FIRST: tl.constexpr, BLOCK_M: tl.constex
     diagonal = (position + 1) // BLOCK_N * BLOCK_N
     if FIRST:
         row = start_m + tl.arange(0, BLOCK_M)
-        first = tl.load(first_key + row, mask=row < T, other=2147483647)
-        low = tl.maximum(tl.min(first, 0), 0) // BLOCK_N * BLOCK_N
+        first = tl.maximum(tl.load(first_key + row, mask=row < T, other=2147483647), 0)
+        low = tl.min(first, 0) // BLOCK_N * BLOCK_N
         last = tl.max(tl.where(row < T, first, 0), 0)
         whole = tl.minimum(tl.maximum((last + BLOCK_N - 1) // BLOCK_N * BLOCK_N, low), end)
         return first, low, whole, tl.maximum(diagonal, whole), end
@@ -192,8 +195,9 @@ def visible(position, first, key):
 def shortfall(s):
     """1 − 2^−|s|: for small |s| by its series, where the difference would lose its digits."""
     x = tl.abs(s) * LN2
-    series = x * (1.0 - x * (0.5 - x * (1.0 / 6.0 - x * (1.0 / 24.0))))
-    return tl.where(x < 0.05, series, 1.0 - tl.exp2(-tl.abs(s)))
+    series = 1.0 - x / 6.0 * (1.0 - x / 7.0)
+    series = 1.0 - x / 3.0 * (1.0 - x / 4.0 * (1.0 - x / 5.0 * series))
+    return tl.where(x < 0.35, x * (1.0 - x / 2.0 * series), 1.0 - tl.exp2(-tl.abs(s)))
 
 
 @triton.jit

@@ -99,6 +99,26 @@ def test_rows_without_a_key(case: Case) -> None:
     assert max(map(error, gradients, wanted)) < FLOAT32
 
 
+def test_a_first_key_before_the_sequence_is_the_sequence() -> None:
+    inputs = make(Case(), length=40, head_dim=16, **SMALL)
+    first = (torch.arange(40) - 20).expand(1, -1)
+    y = kernels.attend(*inputs.qkv, first_key_BT=first, backend="triton")
+    assert error(y, dense(inputs, first)[0]) < FLOAT32
+
+
+def test_a_soft_cap_far_above_the_scores() -> None:
+    """tanh of small numbers: a difference of nearly equal ones would lose their digits."""
+    inputs = make(Case(score="softcap"), length=40, head_dim=16, **SMALL)
+    inputs.parts = kernels.Parts(kernels.Softmax(softcap=30.0))
+    assert worst(inputs, "triton") < 1e-6
+
+
+def test_saved_tensors_that_come_back_laid_out_otherwise() -> None:
+    inputs = make(Case(sinks="key_value", gate="element"), length=40, head_dim=16, **SMALL)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.contiguous(), lambda x: x):
+        assert worst(inputs, "triton") < FLOAT32
+
+
 def test_a_first_key_beyond_every_row() -> None:
     inputs = make(Case(), length=40, head_dim=16, **SMALL)
     first = torch.full((1, 40), 1000, dtype=torch.int32)

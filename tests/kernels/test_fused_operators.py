@@ -21,7 +21,7 @@ SMALL = {"batch": 1, "heads": 2, "kv_heads": 1, "dtype": torch.float32, "head_di
 @pytest.mark.parametrize("case", [COMBINATIONS[-2], Case(score="elastic", gate="element"), SIGMOID[0]], ids=ids)
 def test_operators_keep_their_promises(case: Case) -> None:
     """Schema, shape functions and aliasing, as torch.library.opcheck tests them; gradients are tested elsewhere."""
-    inputs = make(case, length=20, **SMALL)
+    inputs = make(case, length=20, **{**SMALL, "heads": 4, "kv_heads": 2})
     tensors = operators._inputs(*inputs.qkv, inputs.parts, documents(20)[:1], 0.25)
     tensors = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in tensors)
     namespace = getattr(torch.ops, operators.NAMESPACE)
@@ -55,6 +55,19 @@ def test_statistics_are_those_of_the_blockwise_back_end(case: Case, packed: bool
 def test_statistics_with_prefix_tokens(case: Case) -> None:
     inputs = make(case, length=40, **SMALL)
     same_statistics(inputs.q, inputs.k, inputs.parts, prefix=3)
+
+
+def test_statistics_of_scores_far_apart() -> None:
+    """A rise of the running maximum that rounds the earlier weights to 0."""
+    inputs = make(Case(), length=40, **SMALL)
+    with torch.no_grad():
+        inputs.q.mul_(20)
+        inputs.k.mul_(20)
+    first = kernels.statistics(inputs.q, inputs.k, backend="triton")
+    assert first.max_logit.max() > 500
+    blocks = kernels.statistics(inputs.q, inputs.k, backend="blockwise")
+    torch.testing.assert_close(first.entropy, blocks.entropy, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(first.received, blocks.received, rtol=1e-3, atol=1e-4)
 
 
 def test_statistics_of_rows_without_a_key() -> None:

@@ -226,7 +226,13 @@ def dense(inputs: Inputs, first_key: Tensor | None = None, scale: float | None =
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
-    """Relative error in the Euclidean norm; the absolute one where the expected tensor is 0 but for rounding."""
+    """Relative error in the Euclidean norm; the absolute one where the expected tensor is 0 but for rounding.
+
+    inf for a NaN, or an infinity in the wrong place: `max` over errors would pass a NaN by.
+    """
     actual, expected = actual.detach().double(), expected.detach().double()
-    size = float(expected.norm())
-    return float((actual - expected).norm()) / (size if size > 1e-14 else 1.0)
+    difference = torch.where(actual == expected, 0, actual - expected)
+    if not difference.isfinite().all():
+        return math.inf
+    size = float(expected.masked_fill(expected.isinf(), 0).norm())
+    return float(difference.norm()) / (size if size > 1e-14 else 1.0)

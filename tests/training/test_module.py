@@ -191,9 +191,7 @@ def test_a_vendor_back_end_without_an_operator_for_the_precision_is_refused(tmp_
 def test_the_fused_kernels_are_refused_where_they_cannot_run(tmp_path, text):
     run = tiny_run(tmp_path / "run", text, precision="64-true")
     run.module.backend = "triton"
-    with pytest.raises(
-        InputError, match=r"triton, which cannot compute (dtype torch\.float64|device cpu) "
-    ):
+    with pytest.raises(InputError, match=r"triton, which cannot compute (dtype torch\.float64|device cpu) "):
         run.fit()
 
 
