@@ -38,7 +38,7 @@ kernels: install
 oldest-triton: $(VENV)/triton-3.6
 	PYTHONPATH=$(VENV)/triton-3.6 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) tests/kernels/test_fused.py
 
-$(VENV)/triton-3.6: install
+$(VENV)/triton-3.6: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $@ 'triton==3.6.0' 'numpy<2.4'
 
 clean:
