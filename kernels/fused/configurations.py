@@ -54,11 +54,11 @@ def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, cro
 
 def _half_precision(kernel: str, wide: bool, architecture: int, crowded: bool) -> Tiles:
     """Head sizes up to 64, or up to 128 (wide)."""
+    ampere = architecture < 90
     if kernel == "columns":
-        return Tiles(64, 128, 8, 2 if wide else 3)
+        return Tiles(64, 128, 8, 2 if wide or ampere else 3)
     if architecture >= 100:
         return Tiles(32, 64 if wide else 128, 8, 2) if kernel == "dkdv" else Tiles(64, 64, 8, 2)
-    ampere = architecture < 90
     if kernel == "dkdv":
         if wide:
             return Tiles(32, 64 if ampere or crowded else 128, 8, 2)

@@ -96,7 +96,8 @@ def test_rows_without_a_key(case: Case) -> None:
     assert error(y, expected) < FLOAT32
     gradients = torch.autograd.grad(y.square().sum(), inputs.wrt())
     wanted = torch.autograd.grad(expected.square().sum(), inputs.wrt())
-    assert max(map(error, gradients, wanted)) < FLOAT32
+    for actual, exact in zip(gradients, wanted, strict=True):  # many a row's is 0 but for rounding: not relative to it
+        assert float((actual - exact).norm()) < FLOAT32 * (1 + float(exact.norm()))
 
 
 def test_a_first_key_before_the_sequence_is_the_sequence() -> None:
@@ -198,7 +199,8 @@ def test_half_precision_is_as_accurate_as_the_eager_formula(case: Case, dtype: t
         gradients = torch.autograd.grad((y * weight.to(y.dtype)).sum(), inputs.wrt())
         errors[backend] = [error(y, expected), *map(error, gradients, wanted)]
     for eager, fast in zip(errors["reference"], errors["triton"], strict=True):
-        assert fast <= allowed * eager
+        # Rounding the result alone may cost half a unit in the last place, whatever luck the eager formula had.
+        assert fast <= allowed * max(eager, torch.finfo(dtype).eps / 2)
 
 
 @pytest.mark.parametrize("case", [Case(), Case(sinks="key_value4", added="context", gate="element")], ids=ids)
@@ -236,14 +238,14 @@ def test_bitwise_repeatable() -> None:
 
 @pytest.mark.parametrize("case", [Case(sinks="key_value4", gate="element"), Case(score="elastic")], ids=ids)
 def test_no_score_matrix_is_allocated(case: Case) -> None:
-    torch.use_deterministic_algorithms(False)  # the poison itself would be counted, in bytes
     length, heads, head_dim = 200, 2, 16
     inputs = make(case, length=length, head_dim=head_dim, **SMALL)
     q, k, v, x, _ = operators._split(operators._inputs(*inputs.qkv, inputs.parts, None, 0.25))
     with torch.no_grad(), Largest() as mode:
         y, lse, kept = launch.forward(q, k, v, x, training=True)
         launch.backward(y, None, q, k, v, x, y, lse, kept)
-    assert 0 < mode.elements <= heads * length * head_dim
+    # Times four, because the interpreter copies storages, which are counted in bytes; the scores would be 80,000.
+    assert 0 < mode.elements <= 4 * heads * length * head_dim < heads * length * length
 
 
 def test_without_gradient_the_same_numbers_and_nothing_kept() -> None:
