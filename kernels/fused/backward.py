@@ -23,6 +23,7 @@ from .tiles import (
     phase_range,
     program,
     query_range,
+    single_key,
     store_tile,
     visible,
     visible_keys,
@@ -58,6 +59,9 @@ def key_tiles(
             seen = visible_keys(start_n, start_m, first_key, T, S, FIRST, BLOCK_M, BLOCK_N)
             w = tl.where(seen, w, 0.0)
             dS = tl.where(seen, dS, 0.0)
+            if SCORE == CLIPPED or SCORE == ELASTIC:
+                alone = single_key(start_m, first_key, T, S, FIRST, BLOCK_M)
+                dS = tl.where(seen & alone[None, :], -tl.exp2(s - row_lam[None, :]) * row_delta[None, :], dS)
         dv = matmul(w.to(dO.dtype), dO, dv, PRECISION, UPCAST)
         dk = matmul(dS.to(q.dtype), q, dk, PRECISION, UPCAST)
     return dk, dv
@@ -126,6 +130,9 @@ def query_tiles(
             seen = visible(position, first, start + tl.arange(0, BLOCK_N))
             dS = tl.where(seen, dS, 0.0)
             active = tl.where(seen, active, 0.0)
+            if SCORE == CLIPPED or SCORE == ELASTIC:
+                alone = position == first  # as `single_key`
+                dS = tl.where(seen & alone[:, None], -tl.exp2(s - row_lam[:, None]) * row_delta[:, None], dS)
         if SCORE == ELASTIC:
             d_shift += tl.sum(active, 1)
         dq = matmul(dS.to(k.dtype), k, dq, PRECISION, UPCAST)

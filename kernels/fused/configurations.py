@@ -62,7 +62,7 @@ def _half_precision(kernel: str, wide: bool, architecture: int, crowded: bool) -
     if kernel == "dkdv":
         if wide:
             return Tiles(32, 64 if ampere or crowded else 128, 8, 2)
-        return Tiles(32, 128, 8, 2) if ampere else Tiles(64, 128, 8, 3)
+        return Tiles(32, 128, 8, 2) if ampere or crowded else Tiles(64, 128, 8, 3)
     if not wide:
         return Tiles(128, 64, 8, 3)  # forward, statistics, dq
     if kernel == "forward":

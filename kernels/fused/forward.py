@@ -30,6 +30,7 @@ from .tiles import (
     SOFTPICK,
     base2,
     gate,
+    inside_clip,
     key_range,
     load_rows,
     load_tile,
@@ -121,7 +122,8 @@ def attend_tiles(
             if ACTIVE:
                 p = tl.exp2(s - m[:, None])
                 if SCORE == CLIPPED:
-                    p = tl.where((w > 0) & (w < 1), p * (number - shift[:, None]), 0.0)
+                    slope = number - shift[:, None]
+                    p = tl.where(inside_clip(slope * p + shift[:, None], number), slope * p, 0.0)
                 else:
                     p = tl.where(w > 0, p, 0.0)
                 active = matmul(p.to(v.dtype), v, active, PRECISION, UPCAST)

@@ -191,13 +191,13 @@ def backward(
     # Sigmoid without gate and vector has nothing to say about rows.
     if x.score != SIGMOID.value or x.gate is not None or x.vector is not None:
         rows_kernel[(count * B * H,)](
-            dY, y, kept, q, lse, _or(dL, q), _or(x.sink, q), _or(x.slot_keys, q),
+            dY, y, kept, q, lse, _or(dL, q), _or(x.first_key, q), _or(x.sink, q), _or(x.slot_keys, q),
             _or(x.slot_values, q), _or(x.vector, q), _or(x.vector_key, q), _or(x.gate, q),
             lam, delta, dO, d_sink, d_gate, d_extra, key_sums, value_sums, vector_sums,
             *_strides(dY), *_strides(y), *_strides(q), *_sink_strides(x.sink), *_strides(x.gate),
-            H, T, x.span, x.scale,
-            **flags, KEPT=bool(kept.numel()), WITH_DL=dL is not None, EXTRAS=n, BLOCK_M=t.m,
-            D=D, BLOCK_D=padded(D), **_options(t),
+            H, T, S, x.span, x.scale,
+            **flags, KEPT=bool(kept.numel()), FIRST=x.first_key is not None, WITH_DL=dL is not None, EXTRAS=n,
+            BLOCK_M=t.m, D=D, BLOCK_D=padded(D), **_options(t),
         )  # fmt: skip
 
     last_query = None if x.first_key is None else last_queries(x.first_key, S)

@@ -29,6 +29,7 @@ from .tiles import (
     load_vector,
     program,
     sigmoid,
+    single_key,
     store_tile,
 )
 
@@ -42,13 +43,13 @@ def store_sum(base, weight, tile, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def rows_kernel(
-    dY, y, kept, q, lse, dL, sink, slot_keys, slot_values, vector, vector_key, gate_logits,
+    dY, y, kept, q, lse, dL, first_key, sink, slot_keys, slot_values, vector, vector_key, gate_logits,
     lam, delta, dO, d_sink, d_gate, d_extra, key_sums, value_sums, vector_sums,
     dY_batch, dY_head, dY_row, y_batch, y_head, y_row, q_batch, q_head, q_row,
     sink_batch, sink_head, sink_row, gate_batch, gate_head, gate_row,
-    H, T, span, scale,
+    H, T, S, span, scale,
     SCORE: tl.constexpr, SINK: tl.constexpr, SLOTS: tl.constexpr, SLOT_VALUES: tl.constexpr, VECTOR: tl.constexpr,
-    GATE: tl.constexpr, KEPT: tl.constexpr, WITH_DL: tl.constexpr, EXTRAS: tl.constexpr,
+    GATE: tl.constexpr, KEPT: tl.constexpr, FIRST: tl.constexpr, WITH_DL: tl.constexpr, EXTRAS: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Rows start … start + BLOCK_M − 1 of one head. kept, dO and an element gate's d_gate are laid out as y.
@@ -121,6 +122,7 @@ def rows_kernel(
     if SCORE == CLIPPED or SCORE == ELASTIC:
         kept_tile = load_tile(kept + b * y_batch + h * y_head, start, y_row, T, D, BLOCK_M, BLOCK_D, True)
         dot = tl.sum(d_tile * kept_tile.to(tl.float32), 1)
+        dot = tl.where(single_key(start, first_key + b * T, T, S, FIRST, BLOCK_M), 0.0, dot)
     if WITH_DL:
         dot -= load_rows(dL + head * T, start, 1, T, BLOCK_M, 0.0, True)
     if SCORE != SIGMOID:

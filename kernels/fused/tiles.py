@@ -230,6 +230,29 @@ def weights(s, lse, number, shift, SCORE: tl.constexpr):
 
 
 @triton.jit
+def inside_clip(unclipped, number):
+    """Where a clipped weight follows P. At ζ <= 1 the upper limit never binds; rounding must not make it bind.
+
+    The forward's Σ a M P v and the backward's M have to agree where P is 1 but for rounding.
+    """
+    return (unclipped > 0) & (unclipped < tl.where(number > 1.0, 1.0, 2.0))
+
+
+@triton.jit
+def single_key(start_m, first_key, T, S, FIRST: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(M): whether a row sees one key alone.
+
+    P is then 1 whatever the score, and a clip's limit may lie exactly there: of its dS only P dL is left, which
+    Δ = −dL and no dP give.
+    """
+    row = start_m + tl.arange(0, BLOCK_M)
+    if FIRST:
+        return tl.maximum(tl.load(first_key + row, mask=row < T, other=2147483647), 0) == S - T + row
+    else:
+        return S - T + row == 0
+
+
+@triton.jit
 def weights_and_gradient(s, lse, delta, dP, number, shift, SCORE: tl.constexpr):
     """The weights, dS of the natural score before τ and soft-cap, and the share of dP that reaches `shift`.
 
@@ -247,7 +270,7 @@ def weights_and_gradient(s, lse, delta, dP, number, shift, SCORE: tl.constexpr):
         p = tl.exp2(s - lse)
         a = number - shift
         unclipped = a * p + shift
-        active = tl.where((unclipped > 0) & (unclipped < 1), dP, 0.0)
+        active = tl.where(inside_clip(unclipped, number), dP, 0.0)
         return tl.minimum(tl.maximum(unclipped, 0.0), 1.0), p * (a * active - delta), active
     elif SCORE == ELASTIC:
         p = tl.exp2(s - lse)

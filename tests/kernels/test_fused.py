@@ -100,6 +100,23 @@ def test_rows_without_a_key(case: Case) -> None:
         assert float((actual - exact).norm()) < FLOAT32 * (1 + float(exact.norm()))
 
 
+@pytest.mark.parametrize(
+    "score", [kernels.Clipped(-0.01), kernels.Clipped(-0.01, 1.05), kernels.Elastic(-torch.ones(2))]
+)
+def test_weights_at_the_limit_of_the_clip(score: kernels.parts.Score) -> None:
+    """A row's one key, or a key that has all the mass, has P = 1 but for rounding: its score has no gradient."""
+    inputs = make(Case(), length=40, head_dim=16, **SMALL)
+    inputs.parts = kernels.Parts(score)
+    with torch.no_grad():
+        inputs.q.mul_(30)  # from the second row on, nearly all mass lies on one key
+    y = kernels.attend(*inputs.qkv, inputs.parts, backend="triton")
+    gradients = torch.autograd.grad(y.square().sum(), inputs.qkv)
+    expected = kernels.attend(*(x.double() for x in inputs.qkv), inputs.parts, backend="reference")
+    wanted = torch.autograd.grad(expected.square().sum(), inputs.qkv)
+    for actual, exact in zip(gradients, wanted, strict=True):
+        assert float((actual - exact).norm()) < 3e-5 * (1 + float(exact.norm()))  # scores of 100 are off by 1e-5
+
+
 def test_a_first_key_before_the_sequence_is_the_sequence() -> None:
     inputs = make(Case(), length=40, head_dim=16, **SMALL)
     first = (torch.arange(40) - 20).expand(1, -1)
