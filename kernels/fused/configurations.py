@@ -31,8 +31,8 @@ def padded(head_dim: int) -> int:
 def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, crowded: bool = False) -> Tiles:
     """The launch of a kernel. architecture: compute capability × 10; 0 under the interpreter.
 
-    crowded: a variant that needs more registers than the others, the training forward of family B with its second
-    (M, D) sum, or softpick's dK and dV.
+    crowded: a variant that needs more registers than the others: the training forward of family B with its second
+    (M, D) sum, the dK and dV of family B and of softpick.
     """
     if architecture == 0:
         return INTERPRETED

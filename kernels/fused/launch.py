@@ -205,7 +205,7 @@ def backward(
     numbers = (x.number, x.softcap, x.scale)
 
     dk, dv = (torch.empty(B, S, H, D, dtype=k.dtype, device=k.device).transpose(1, 2) for _ in range(2))
-    t = tiles("dkdv", D, q.dtype, _architecture(q), crowded=x.score == SOFTPICK.value)
+    t = tiles("dkdv", D, q.dtype, _architecture(q), crowded=x.two_pass or x.score == SOFTPICK.value)
     dkdv_kernel[(triton.cdiv(S, t.n) * B * H,)](
         q, k, v, dO, dk, dv, lam, delta, _or(x.shift, q), _or(x.first_key, q), _or(last_query, q),
         *_strides(q), *_strides(k), *_strides(v), *_strides(dO), *_strides(dk), *_strides(x.shift),
