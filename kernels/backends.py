@@ -19,7 +19,7 @@ BACKENDS = ("auto", "reference", "vendor", "triton", "blockwise")
 PREFERENCE = ("vendor", "triton", "blockwise")  # the last can compute everything
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TRITON_LARGEST_HEAD = 256
-TRITON_CAPABILITIES = (80, 90, 100)  # those that benchmarks/compile_kernels.py has proved the launch table for
+TRITON_CAPABILITIES = (80, 90, 100)  # what the launch table was compiled for: docs/kernels.md
 
 
 def choose(backend: str, q: Tensor, k: Tensor, parts: Parts, first_key: Tensor | None) -> str:
@@ -36,7 +36,7 @@ def choose(backend: str, q: Tensor, k: Tensor, parts: Parts, first_key: Tensor |
 
 
 def statistics_backend(backend: str, q: Tensor, parts: Parts, prefix: int) -> str:
-    """ "triton" or "blockwise" for a call of `statistics`; the rules of `choose`."""
+    """Which of triton and blockwise a call of `statistics` takes; the rules of `choose`."""
     if backend not in ("auto", "triton", "blockwise"):
         raise ValueError(f"unknown backend {backend!r} of statistics; choose from auto, triton, blockwise")
     if backend == "blockwise" or (backend == "auto" and q.device.type != "cuda"):

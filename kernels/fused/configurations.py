@@ -18,8 +18,6 @@ class Tiles(NamedTuple):
     stages: int
 
 
-KERNELS = ("forward", "statistics", "columns", "rows", "dkdv", "dq")
-ARCHITECTURES = (80, 90, 100)
 INTERPRETED = Tiles(32, 16, 4, 1)  # small, so that short sequences have several tiles
 
 

@@ -7,8 +7,8 @@ With VALUES off and STATISTICS on, the same loop measures a layer instead of att
 Keys first_key_i … i are visible to row i, so a tile of rows meets: tiles that the first keys cut, tiles that all its
 rows see, and tiles on the diagonal. Only the middle ones go without a mask; what no row sees is never loaded.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head size, n slots. OFFSET = S − T: query i
-stands at position OFFSET + i.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head size, n slots. Query i stands at
+position S − T + i.
 """
 
 import triton
