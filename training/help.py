@@ -26,7 +26,7 @@ model
   --model.network.vocab_size N  [null: the tokenizer's]
   --model.optimizer.lr X        peak learning rate [0.001]
   --model.optimizer.weight_decay X   [0.1]
-  --model.schedule.name P       constant, cosine or wsd [cosine]
+  --model.schedule.name P       constant, cosine, linear or wsd [cosine]
   --model.schedule.warmup N     steps [100]
   --model.compile C             auto, true or false [auto]
   --model.backend B             auto, vendor, triton, blockwise or reference [auto]

@@ -5,6 +5,7 @@ n = 1 … N counts the updates, N = trainer.max_steps, w the warm-up, d the shar
     warm-up    n / w                                              for n <= w
     constant   1
     cosine     f + (1 - f) · (1 + cos(π (n - w) / (N - w))) / 2   1608.03983, with the floor f
+    linear     f + (1 - f) · (N - n) / (N - w)                    2310.07831 (f = 0 there)
     wsd        1, then f + (1 - f) · (1 - √p)                     2405.18392 (1 - sqrt cooldown): p goes from 0 to 1
                                                                   over the last d·N updates
 """
@@ -21,13 +22,13 @@ class ScheduleConfig:
     """How the learning rate moves.
 
     Args:
-        name: constant, cosine, or wsd (warm-up, stable, decay).
+        name: constant, cosine, linear, or wsd (warm-up, stable, decay).
         warmup: Updates over which the rate rises linearly; the first update already has rate lr / warmup.
         decay_fraction: Share of the run over which wsd decays.
-        final: Rate at the last update of cosine and wsd, as a fraction of the peak.
+        final: Rate at the last update of cosine, linear and wsd, as a fraction of the peak.
     """
 
-    name: Literal["constant", "cosine", "wsd"] = "cosine"
+    name: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
     warmup: int = 100
     decay_fraction: float = 0.2
     final: float = 0.1
@@ -53,9 +54,10 @@ def factor(config: ScheduleConfig, step: int, steps: int) -> float:
     n = min(step + 1, steps)
     if n <= config.warmup:
         return n / config.warmup
-    if config.name == "cosine":
+    if config.name in ("cosine", "linear"):
         progress = (n - config.warmup) / (steps - config.warmup)
-        return config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2
+        left = 1 - progress if config.name == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return config.final + (1 - config.final) * left
     if config.name == "wsd":
         decay = config.decay_fraction * steps
         if n > steps - decay:

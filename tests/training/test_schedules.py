@@ -22,6 +22,13 @@ def test_cosine_ends_at_the_floor_and_is_half_way_in_the_middle():
     assert all(later <= earlier for earlier, later in itertools.pairwise(values[19:]))
 
 
+def test_linear_falls_by_the_same_amount_at_every_update_and_ends_at_the_floor():
+    values = curve(100, name="linear", warmup=20, final=0.1)
+    assert values[19] == 1.0
+    assert [one - other for one, other in itertools.pairwise(values[19:])] == pytest.approx([0.9 / 80] * 80)
+    assert values[99] == pytest.approx(0.1)
+
+
 def test_wsd_stays_at_the_peak_until_the_decay_and_ends_at_the_floor():
     values = curve(100, name="wsd", warmup=10, decay_fraction=0.2, final=0.0)
     assert values[9:80] == [1.0] * 71
@@ -47,7 +54,7 @@ def test_the_rate_is_a_function_of_the_step_alone():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"name": "linear"}, "linear.*constant, cosine, wsd"),
+        ({"name": "step"}, "step.*constant, cosine, linear, wsd"),
         ({"warmup": -1}, "warmup is -1"),
         ({"decay_fraction": 1.5}, "decay_fraction is 1.5"),
         ({"final": -0.1}, "final is -0.1"),
