@@ -26,6 +26,7 @@ from training.data_module import CorpusData
 from training.module import LanguageModel
 from training.parser import Parser, check_config_file
 from training.run_directory import RunDirectory
+from training.strategies import FullySharded, resolve
 
 # Trainer arguments that are no options here: the order of the data, the checkpoints, the cadences and the length of a
 # run have one meaning each, set elsewhere in the configuration, and a second switch could only contradict it.
@@ -188,8 +189,12 @@ class CommandLine(LightningCLI):
 
     def _trainer(self, made: Namespace, **arguments: Any) -> Trainer:
         options = {**made.trainer.as_dict(), **FIXED, "enable_progress_bar": False, **arguments}
+        strategy = resolve(options["strategy"])
         try:
-            return Trainer(**options)
+            trainer = Trainer(**{**options, "strategy": strategy})
+            if trainer.world_size == 1 and isinstance(strategy, FullySharded):  # nothing to shard
+                trainer = Trainer(**{**options, "strategy": "auto"})
+            return trainer
         except (MisconfigurationException, ValueError, TypeError) as error:
             given = ", ".join(f"{name}: {options[name]}" for name in ("accelerator", "devices", "strategy"))
             raise InputError(f"trainer ({given}): {' '.join(str(error).split())}") from error

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from errors import InputError
+from training.weights import whole
+
+SUMMED = "in the gradient of"
 
 
 class NonFiniteError(InputError):
@@ -41,14 +44,28 @@ class NonFiniteGuard:
         return self._first + int(self._clean) if self._flag.item() else None
 
 
+def agreed(where: str | None, world: int) -> str | None:
+    """What all ranks say of their findings of `locate`: the batch of one of them may be the bad one.
+
+    A sharded parameter's gradient is the sum over ranks, so every rank finds it; what one rank found earlier says more.
+    """
+    found: list[str | None] = [where]
+    if world > 1:
+        found = [None] * world
+        torch.distributed.all_gather_object(found, where)
+    named = [where for where in found if where]
+    return min(named, key=lambda where: where.startswith(SUMMED) and not where.endswith("output"), default=None)
+
+
 def locate(model: nn.Module, losses: Callable[[], Iterable[Tensor]]) -> str | None:
     """Run `losses` eagerly with hooks on `model`; say where the first number that is not finite appears.
 
     losses: yields the loss of each batch, computed through `model`; each is sent backwards before the next is made.
     Returns e.g. "in the output of blocks.2.mlp.down", or None where every number is finite. Gradients are discarded.
+    Every rank does all of the work, whatever it finds: where the model is sharded, the others wait for it.
     """
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not torch.isfinite(whole(parameter)).all():
             return f"in the weights of {name}"
     found: list[str] = []
 
@@ -61,7 +78,7 @@ def locate(model: nn.Module, losses: Callable[[], Iterable[Tensor]]) -> str | No
             if isinstance(output, Tensor) and output.is_floating_point():
                 check(output, f"in the output of {name}")
                 if output.requires_grad:
-                    output.register_hook(lambda gradient: check(gradient, f"in the gradient of {name}'s output"))
+                    output.register_hook(lambda gradient: check(gradient, f"{SUMMED} {name}'s output"))
 
         return look
 
@@ -73,13 +90,9 @@ def locate(model: nn.Module, losses: Callable[[], Iterable[Tensor]]) -> str | No
         model.zero_grad(set_to_none=True)
         for loss in losses():
             check(loss, "in the loss")
-            if not found:
-                loss.backward()
-            if found:
-                break
-        else:
-            for name, parameter in model.named_parameters():
-                if parameter.grad is not None:
-                    check(parameter.grad, f"in the gradient of {name}")
+            loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                check(whole(parameter.grad), f"{SUMMED} {name}")
     model.zero_grad(set_to_none=True)
     return found[0] if found else None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from errors import InputError
@@ -19,12 +20,13 @@ from kernels.backends import obstacle
 from models import GPT, GPTConfig
 from models.attention import normalise
 from training import compilation, optimizers, rng
-from training.guard import NonFiniteError, NonFiniteGuard, locate
+from training.guard import NonFiniteError, NonFiniteGuard, agreed, locate
 from training.loss import IGNORED, nats, nats_to_compile
 from training.optimizers import OptimizerConfig
 from training.resume import rewrite_counters
 from training.schedules import ScheduleConfig, factor
 from training.stopwatch import Stopwatch
+from training.strategies import FullySharded
 
 # Lightning's name of a precision, and the dtype in which attention then computes.
 PRECISIONS = {
@@ -147,22 +149,27 @@ class LanguageModel(LightningModule):
             raise InputError(f"data.context is {context}, longer than model.network.context {self.network.context}")
 
     def configure_model(self) -> None:
-        """Compile the blocks in place, before the strategy wraps or shards them, and the loss, which has no weights."""
-        if self._trainer is None or self._compiled:
+        """Compile the blocks in place, and the loss, which has no weights; then, and not before, shard the blocks."""
+        if self._trainer is None:
             return
-        if self.trainer.training and compilation.wanted(self.compile_choice, self.trainer.strategy.root_device):
+        strategy = self.trainer.strategy
+        wanted = self.trainer.training and not self._compiled
+        if wanted and compilation.wanted(self.compile_choice, strategy.root_device):
             compilation.compile_blocks(self.gpt.blocks)
             self._nats = compilation.compiled(nats_to_compile)
             self._compiled = True
+        if isinstance(strategy, FullySharded) and not isinstance(self.gpt, FSDPModule):
+            strategy.shard(self.gpt)
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW; the rate is set before each update, so there is no scheduler object whose state could be stale."""
+        # Taken here: after a forward pass a sharded module may hold gathered weights in their place.
+        self._trained = [parameter for parameter in self.gpt.parameters() if parameter.requires_grad]
         return optimizers.build(self.optimizer_config, self.gpt)
 
     def on_train_start(self) -> None:
         """Begin with the guard down, the configured constants, and a dropout stream of this rank's own."""
         self.guard = NonFiniteGuard(self.device, self.trainer.global_step)
-        self._trained = [parameter for parameter in self.gpt.parameters() if parameter.requires_grad]
         optimizers.restate(self.optimizer_config, self.trainer.optimizers[0])
         if self.trainer.global_step == 0:
             rng.seed(self.seed, self.trainer.global_rank)
@@ -201,7 +208,8 @@ class LanguageModel(LightningModule):
                 with context():
                     yield self.loss_sum({name: tensor.to(self.device) for name, tensor in batch.items()})
 
-        where = locate(self.gpt, losses) or "but a replay of its batches met none (dropout draws other masks)"
+        where = agreed(locate(self.gpt, losses), self.trainer.world_size)
+        where = where or "but a replay of its batches met none (dropout draws other masks)"
         raise NonFiniteError(
             f"step {step + 1} met a number that is not finite, first {where}; weights are those of step {step}. "
             f"A lower model.optimizer.lr (now {self.optimizer_config.lr:g}) or a longer warm-up may help"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from errors import InputError
+from training.weights import whole
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,11 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 def gradient_norm(parameters: list[Tensor], limit: float | None) -> Tensor:
     """L2 norm over all gradients, before clipping, as a scalar on the device; gradients are scaled to `limit` in place.
 
-    Lightning refuses to clip under bf16-mixed when the optimizer is fused; `torch.nn.utils` has no such scruple.
+    Where gradients are sharded the norm is over all ranks' shards, and every rank must call this. Lightning refuses to
+    clip under bf16-mixed when the optimizer is fused; `torch.nn.utils` has no such scruple.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if limit:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

@@ -10,7 +10,7 @@ from errors import InputError
 from training import rng
 from training.callbacks.steps import StepCallback, due, stopping
 from training.checkpoint_io import AtomicCheckpointIO
-from training.weights import save_weights
+from training.weights import save_weights, whole_state
 
 
 class Checkpoints(StepCallback):
@@ -58,9 +58,11 @@ class Checkpoints(StepCallback):
             module.check_finite()
             with module.stopwatch.pause():
                 self._save(trainer, step)
-        if due(trainer, step, self.weights_every) and trainer.is_global_zero:
-            description = {"step": step, **module.hparams}
-            save_weights(module.gpt, folder(trainer) / f"weights-step={step:06d}.safetensors", description)
+        if due(trainer, step, self.weights_every):
+            state = whole_state(module.gpt)
+            if trainer.is_global_zero:
+                description = {"step": step, **module.hparams}
+                save_weights(state, folder(trainer) / f"weights-step={step:06d}.safetensors", description)
 
     def _save(self, trainer: Trainer, step: int) -> None:
         for logger in trainer.loggers:

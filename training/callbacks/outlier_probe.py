@@ -74,15 +74,17 @@ class OutlierProbe(StepCallback):
                 tables.append(self._probe.measure(step, inputs="random", extra=extra))
             if trainer.is_global_zero:
                 write(folder(trainer) / f"step={step:06d}.parquet", *tables)
-                if step == trainer.max_steps:
-                    self._save_sentence(trainer, module)
+            if step == trainer.max_steps:
+                self._save_sentence(trainer, module)
         # NaN is a headline that this attention does not let us measure: an absent number, not a bad one.
         found = {f"outliers/{name}": value for name, value in headlines.items() if not math.isnan(value)}
         report(trainer, step, {**found, "time/probe_seconds": pause.seconds})
 
     def _save_sentence(self, trainer: Trainer, module: LightningModule) -> None:
         tokens_T, texts = trainer.datamodule.sentence()
-        arrays = outliers.sentence(module.gpt, tokens_T.to(module.device))
+        arrays = outliers.sentence(module.gpt, tokens_T.to(module.device))  # on every rank: weights may be sharded
+        if not trainer.is_global_zero:
+            return
         path = folder(trainer) / "sentence.npz"
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with open(temporary, "wb") as file:

@@ -1,0 +1,49 @@
+"""What two ranks do for test_fsdp2.py: several runs in one start of the processes, which costs more than the runs."""
+
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from tiny_run import Run, tiny_run
+
+from training.callbacks.steps import StepCallback
+from training.guard import NonFiniteError
+from training.strategies import FullySharded
+
+# What is hard for a sharded model: tied embeddings, parameters of the mechanism, fewer rows (1) than ranks in `prefix`.
+OPTIONS = {"attention": "sink_token", "steps": 8, "outliers": 4, "log_every": 1}
+
+
+class Overflow(StepCallback):
+    """From step 2 on the second block's MLP overflows, on rank 1 alone."""
+
+    def on_step_end(self, trainer, module, step):
+        if step == 2 and trainer.global_rank == 1:
+            module.gpt.blocks[1].mlp.down.register_forward_hook(lambda module, inputs, output: output * torch.inf)
+
+
+def two_ranks(folder: Path, text: str, strategy: str = "fsdp2", **options) -> Run:
+    made = FullySharded() if strategy == "fsdp2" else DDPStrategy(process_group_backend="gloo")
+    return tiny_run(folder, text, strategy=made, devices=2, batch_size=2, **OPTIONS | options)
+
+
+def main(folder: Path, text: str) -> None:
+    dropout = {"network": {"dropout": 0.1}, "accumulation": 2, "weights": 4}
+    two_ranks(folder / "whole", text, **dropout).fit()
+    two_ranks(folder / "parts", text, stop_after=5, **dropout).fit()
+    two_ranks(folder / "parts", text, **dropout).fit(folder / "parts/checkpoints/last.ckpt")
+
+    two_ranks(folder / "ddp", text, "ddp").fit()
+    two_ranks(folder / "chain", text, "ddp", stop_after=3).fit()
+    two_ranks(folder / "chain", text, stop_after=5).fit(folder / "chain/checkpoints/last.ckpt")
+
+    overflowing = two_ranks(folder / "overflow", text, log_every=4, evaluation=0, outliers=0, extra=(Overflow(),))
+    try:
+        overflowing.fit()
+    except NonFiniteError as error:
+        (folder / f"overflow-{overflowing.trainer.global_rank}.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
