@@ -38,6 +38,7 @@ def test_train_loss_is_the_mean_since_the_last_report(tmp_path, text):
     single = [float(row["train/loss"]) for row in metrics(tmp_path / "every1") if row["train/loss"]]
     mean = [float(row["train/loss"]) for row in metrics(tmp_path / "every3") if row["train/loss"]]
     assert mean == pytest.approx([np.mean(single[:3]), np.mean(single[3:])], rel=1e-6)
+    assert single[0] == pytest.approx(np.log(257), abs=0.05)  # of bytes and one more token, at the start
 
 
 def test_checkpoint_after_evaluation_and_probe_and_two_are_kept(tmp_path, text):

@@ -43,7 +43,7 @@ class TrainingMetrics(StepCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add this micro-batch's loss on the device."""
-        self._sum += outputs["loss"]
+        self._sum += outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided it
         self._micro_batches += 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
