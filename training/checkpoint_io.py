@@ -3,9 +3,10 @@
 Lightning writes to the temporary folder and moves the file: across file systems that is a copy, and a crash in it
 leaves half a `last.ckpt`. Here a file is written beside its destination, forced to the disk, and renamed onto it.
 A checkpoint is an ordinary `torch.save` file, a zip archive whose every record carries a CRC-32. PyTorch writes these
-checksums but does not check them; `load_checkpoint` does.
+checksums but does not check them; `load_checkpoint` does. `recover` falls back to the checkpoint before a damaged one.
 """
 
+import logging
 import os
 import shutil
 import zipfile
@@ -18,6 +19,8 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from errors import InputError
+
+log = logging.getLogger("sinkless")
 
 _FOLDER = 0x10  # among a zip record's external attributes
 
@@ -84,20 +87,46 @@ def verify(path: Path) -> None:
     """InputError unless the file is a whole checkpoint: one line that names what is wrong and what to do."""
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
+    if fault := _fault(path):
+        other = path.with_name("previous.ckpt")
+        advice = f"; the one before it is {other}" if path.name == "last.ckpt" and other.exists() else ""
+        raise InputError(f"checkpoint {path} is damaged: {fault}{advice}")
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with the archive of a checkpoint; None where nothing is."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
             # PyTorch's reader takes a record marked so for a folder and returns memory that was never written.
             folders = [record.filename for record in archive.infolist() if record.external_attr & _FOLDER]
-        fault = f"its record {bad} fails its checksum" if bad else None
-        if folders:
-            fault = f"its record {folders[0]} is marked as a folder"
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError) as error:
-        fault = f"it is truncated or no checkpoint ({error})"
-    if fault:
-        other = path.with_name("previous.ckpt")
-        advice = f"; the one before it is {other}" if path.name == "last.ckpt" and other.exists() else ""
-        raise InputError(f"checkpoint {path} is damaged: {fault}{advice}")
+        return f"it is truncated or no checkpoint ({error})"
+    if folders:
+        return f"its record {folders[0]} is marked as a folder"
+    return f"its record {bad} fails its checksum" if bad else None
+
+
+def recover(last: Path, previous: Path) -> None:
+    """Put the checkpoint before it in the place of a last one that is damaged or gone, and say so.
+
+    The damaged file lives on as damaged.ckpt, and does not become the previous one. At any moment `last` or `previous`
+    is whole. InputError: both are damaged.
+    """
+    if not previous.exists():
+        return  # a run's only checkpoint, if damaged, is refused where it is loaded
+    if last.exists():
+        fault = _fault(last)
+        if fault is None:
+            return
+        reason = f"{last} is damaged: {fault}. It is kept as damaged.ckpt"
+    else:
+        reason = f"{last} is gone"
+    verify(previous)
+    if last.exists():
+        _keep(last, last.with_name("damaged.ckpt"))
+    _keep(previous, last)
+    log.warning("%s; going on from the checkpoint before it", reason)
 
 
 class _Recording:

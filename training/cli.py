@@ -16,7 +16,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from errors import InputError
-from training.checkpoint_io import load
+from training.checkpoint_io import load, recover
 from training.command_line import CommandLine, Plan
 from training.run_directory import RunDirectory, differences
 
@@ -54,6 +54,7 @@ def run(argv: list[str]) -> int:
             if status is not None and plan.stop_after is not None and status.step >= plan.stop_after:
                 print(f"{plan.out} is at step {status.step} already")
                 return 0
+            recover(directory.last_checkpoint, directory.previous_checkpoint)
             return _train(command, plan)
 
 

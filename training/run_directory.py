@@ -61,6 +61,11 @@ class RunDirectory:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The one before it, whether or not it exists."""
+        return self.path / "checkpoints" / "previous.ckpt"
+
+    @property
     def config_file(self) -> Path:
         """The configuration that reproduces the run."""
         return self.path / "config.yaml"

@@ -41,6 +41,16 @@ def test_train_loss_is_the_mean_since_the_last_report(tmp_path, text):
     assert single[0] == pytest.approx(np.log(257), abs=0.05)  # of bytes and one more token, at the start
 
 
+def test_train_loss_does_not_depend_on_the_accumulation(tmp_path, text):
+    for accumulation in (1, 4):
+        tiny_run(
+            tmp_path / str(accumulation), text, batch_size=4 // accumulation, accumulation=accumulation, log_every=1
+        ).fit()
+    losses = [[float(row["train/loss"]) for row in metrics(tmp_path / name)[1:]] for name in ("1", "4")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][0] == pytest.approx(np.log(257), rel=0.02)  # in nats, of 257 tokens at the start
+
+
 def test_checkpoint_after_evaluation_and_probe_and_two_are_kept(tmp_path, text):
     order = []
 

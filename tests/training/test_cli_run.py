@@ -232,19 +232,65 @@ def test_a_file_that_is_no_checkpoint_of_fit_is_refused():
     assert not Path("nowhere").exists()
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_goes_on():
-    assert fit("--out", "damaged", "--stop_after", "5") == 0
-    last = Path("damaged/checkpoints/last.ckpt")
+@pytest.mark.parametrize("content", ["half", "nothing", "absent"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(content, capsys):
+    out, last = f"damaged_{content}", Path(f"damaged_{content}/checkpoints/last.ckpt")
+    assert fit("--out", out, "--stop_after", "5") == 0
+    previous = last.with_name("previous.ckpt").read_bytes()
     whole = last.read_bytes()
-    last.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"last\.ckpt is damaged.*previous\.ckpt"):
-        fit("--out", "damaged")
-    assert status("damaged")["step"] == 5
-    begun = Path("damaged/metrics.csv").read_bytes().splitlines()[: 1 + 5]  # the header, and steps 0 to 4
-    assert fit("--out", "damaged", "--ckpt_path", "damaged/checkpoints/previous.ckpt") == 0
-    assert Path("damaged/metrics.csv").read_bytes().splitlines()[: 1 + 5] == begun
-    assert metrics("damaged") == metrics("whole")
-    assert fit("--out", "damaged") == 0
+    if content == "absent":
+        last.unlink()
+    else:
+        last.write_bytes(whole[: len(whole) // 2] if content == "half" else b"")
+    capsys.readouterr()
+    assert fit("--out", out, "--stop_after", "4") == 0  # a start that trains nothing: step 4 is that of previous.ckpt
+    assert fit("--out", out) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "going on from the checkpoint before it" in line]
+    assert len(said) == 1
+    assert str(last) in said[0]
+    assert metrics(out) == metrics("whole")
+    ours, theirs = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in (out, "whole"))
+    assert all(torch.equal(ours["state_dict"][name], tensor) for name, tensor in theirs["state_dict"].items())
+    assert last.with_name("damaged.ckpt").exists() == (content != "absent")
+    assert last.with_name("previous.ckpt").read_bytes() == previous  # the damaged file never took its place
+
+
+def test_two_damaged_checkpoints_are_refused_and_kept():
+    assert fit("--out", "both", "--stop_after", "5") == 0
+    files = [Path("both/checkpoints", name) for name in ("last.ckpt", "previous.ckpt")]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"previous\.ckpt is damaged"):
+        fit("--out", "both")
+    assert [file.stat().st_size for file in files] == [1000, 1000]
+    assert status("both")["step"] == 5
+
+
+def test_a_disk_that_fills_up_during_a_checkpoint_loses_nothing():
+    """No file of this process may grow beyond a limit that the logs stay under and a checkpoint does not."""
+    arguments = ["--config", "my.yaml", "--out", "full"]
+    assert run([*arguments, "--stop_after", "3"]) == 0
+    size = Path("full/checkpoints/last.ckpt").stat().st_size
+    before = Path("full/checkpoints/last.ckpt").read_bytes()
+    limited = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))
+sys.argv[0] = {str(TRAIN_PY)!r}
+sys.path.insert(0, {str(TRAIN_PY.parent)!r})
+import train
+sys.exit(train.main(sys.argv[1:]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "fit", *arguments], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: cannot write full/checkpoints/last.ckpt: File too large")
+    assert Path("full/checkpoints/last.ckpt").read_bytes() == before
+    assert status("full")["state"] == "failed"
+    assert run(arguments) == 0
+    assert metrics("full") == metrics("whole")
 
 
 def test_options_of_an_attention_survive_the_checkpoint():

@@ -7,21 +7,30 @@ import torch
 from tiny_run import differences, metrics, tensors, tiny_run
 
 from errors import InputError
-from training import rng
+from training import compilation, rng
 from training.resume import rewrite_counters
 
-# Pairs of loader workers, accumulation and dropout. The interruption: an odd step, inside a logging interval.
-PAIRS = [(0, 1, 0.0), (0, 4, 0.1), (2, 1, 0.1), (2, 4, 0.0)]
+# Loader workers, accumulation, dropout, compiled: each pair of values occurs. The interruption: an odd step, inside a
+# logging interval.
+PAIRS = [
+    (0, 1, 0.0, False),
+    (0, 4, 0.1, True),
+    (2, 1, 0.1, False),
+    (2, 4, 0.0, False),
+    (2, 1, 0.0, True),
+]
 
 
-@pytest.mark.parametrize(("workers", "accumulation", "dropout"), PAIRS)
-def test_exact_resume(tmp_path, text, workers, accumulation, dropout):
+@pytest.mark.parametrize(("workers", "accumulation", "dropout", "compiled"), PAIRS)
+def test_exact_resume(tmp_path, text, workers, accumulation, dropout, compiled):
+    if compiled and compilation.obstacle(torch.device("cpu")):
+        pytest.skip("this machine has no C++ compiler or no Python headers")
     options = {
+        "compile": str(compiled).lower(),
         "accumulation": accumulation,
         "network": {"dropout": dropout},
         "steps": 8,
         "outliers": 3,
-        "batch_size": 2,
     }
     whole = tiny_run(tmp_path / "whole", text, **options).fit()
     tiny_run(tmp_path / "parts", text, stop_after=5, **options).fit()

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from errors import InputError
 from training import rng
-from training.callbacks.steps import StepCallback, due, stopping
+from training.callbacks.steps import StepCallback, due, from_all_ranks, stopping
 from training.checkpoint_io import AtomicCheckpointIO
 from training.weights import save_weights, whole_state
 
@@ -73,11 +72,7 @@ class Checkpoints(StepCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add every rank's random number generators."""
-        states: list[Any] = [rng.state()]
-        if trainer.world_size > 1:
-            mine, states = states[0], [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, mine)
-        checkpoint["rng"] = states
+        checkpoint["rng"] = from_all_ranks(trainer, rng.state())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep them until the loaders have started."""

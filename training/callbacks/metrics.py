@@ -1,13 +1,14 @@
 """What training itself reports: loss, gradient norm, rate, tokens, speed, memory."""
 
 import resource
+import statistics
 import sys
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from training.callbacks.steps import StepCallback, report, stopping
+from training.callbacks.steps import StepCallback, from_all_ranks, report, stopping
 from training.loggers import MetricsCSV
 
 
@@ -15,12 +16,12 @@ class TrainingMetrics(StepCallback):
     """Reports every `trainer.log_every_n_steps` optimizer steps and at the last one.
 
     train/loss is the mean over all steps since the last report, summed on the device: the host waits for it only when
-    it reports. The sum is part of the checkpoint, so that a resumed run reports the same numbers.
+    it reports. The sum of each rank is part of the checkpoint, so that a resumed run reports the same numbers.
     """
 
     def __init__(self) -> None:
         self._sum: torch.Tensor | None = None
-        self._micro_batches = 0
+        self._steps = 0
         self._mark = (0, 0.0)
         self._restored: dict[str, Any] = {}
 
@@ -32,8 +33,11 @@ class TrainingMetrics(StepCallback):
             if isinstance(logger, MetricsCSV):
                 logger.cut(step if trainer.ckpt_path else -1)
         self._sum = torch.zeros((), device=pl_module.device)
-        self._sum += self._restored.get("sum", 0.0)
-        self._micro_batches = self._restored.get("micro_batches", 0)
+        if sums := self._restored.get("sums"):
+            # Another number of ranks: each gets the mean, whose mean is the same.
+            same = len(sums) == trainer.world_size
+            self._sum += sums[trainer.global_rank] if same else statistics.fmean(sums)
+        self._steps = self._restored.get("steps", 0)
         pl_module.stopwatch.start(self._restored.get("seconds", 0.0))
         self._mark = (step, 0.0)
         if step == 0:
@@ -42,19 +46,19 @@ class TrainingMetrics(StepCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add this micro-batch's loss on the device."""
-        self._sum += outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided it
-        self._micro_batches += 1
+        """Add this micro-batch's loss, which Lightning has divided by the accumulation, on the device."""
+        self._sum += outputs["loss"]
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Report where it is due."""
+        self._steps += 1
         if step % trainer.log_every_n_steps and not stopping(trainer, step):
             return
         module.check_finite()
-        loss = trainer.strategy.reduce(self._sum / self._micro_batches, reduce_op="mean").item()
+        loss = trainer.strategy.reduce(self._sum / self._steps, reduce_op="mean").item()
         self._sum.zero_()
-        self._micro_batches = 0
+        self._steps = 0
         seconds = module.stopwatch.training_seconds()
         steps, elapsed = step - self._mark[0], seconds - self._mark[1]
         self._mark = (step, seconds)
@@ -76,8 +80,8 @@ class TrainingMetrics(StepCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the sum since the last report, and the clock."""
         checkpoint["training_metrics"] = {
-            "sum": self._sum.item(),
-            "micro_batches": self._micro_batches,
+            "sums": from_all_ranks(trainer, self._sum.item()),
+            "steps": self._steps,
             "seconds": pl_module.stopwatch.seconds(),
         }
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
@@ -43,3 +44,11 @@ def report(trainer: Trainer, step: int, metrics: Mapping[str, float]) -> None:
     """Hand numbers to every logger at the same step."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=step)
+
+
+def from_all_ranks(trainer: Trainer, value: Any) -> list[Any]:
+    """This rank's value and those of the others, by rank. All ranks call it."""
+    values = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
