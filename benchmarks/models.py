@@ -61,9 +61,12 @@ def step_of(
     return step
 
 
-def variant_step(config: GPTConfig, attention: str | dict[str, Any], batch: int) -> Callable[[], object]:
+def variant_step(
+    config: GPTConfig, attention: str | dict[str, Any], batch: int, activation_checkpointing: bool = False
+) -> Callable[[], object]:
     """A training step of our GPT with one attention mechanism."""
-    return step_of(GPT(config, attention), batches(config, batch))
+    model = GPT(config, attention, activation_checkpointing=activation_checkpointing)
+    return step_of(model, batches(config, batch))
 
 
 def huggingface_step(config: GPTConfig, batch: int) -> Callable[[], object]:

@@ -147,8 +147,8 @@ class _Fold(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor, dL: Tensor | None = None) -> Any:
-        split = len(_Inputs._fields)
-        x, rest = _Inputs(*ctx.saved_tensors[:split]), ctx.saved_tensors[split:]
+        split, saved = len(_Inputs._fields), ctx.saved_tensors  # read once: activation checkpointing gives them once
+        x, rest = _Inputs(*saved[:split]), saved[split:]
         rows, extra = _Rows(*rest[: len(_Rows._fields)]), rest[len(_Rows._fields) :]
         dO, d_element = dY, None
         if ctx.element_dtype is not None:  # an element gate is not folded: it changes the rows of dY

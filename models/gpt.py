@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from errors import InputError
 from models.attention import AttentionShape, Mechanism, build, normalise
@@ -47,13 +48,21 @@ class GPT(nn.Module):
     """A decoder-only transformer whose attention mechanism is named by `attention` (see `models.attention`).
 
     seed: of the initial values; each parameter is drawn from (seed, its name). backend: of `kernels.attend`.
+    activation_checkpointing: keep each block's input alone for the backward, which computes the block again (with the
+    same dropout masks): memory for about a third more arithmetic.
     Raises InputError where the configuration does not fit together or the attention is unknown.
     """
 
     rotary: Tensor | None
 
     def __init__(
-        self, config: GPTConfig, attention: str | dict[str, Any] = "softmax", *, seed: int = 0, backend: str = "auto"
+        self,
+        config: GPTConfig,
+        attention: str | dict[str, Any] = "softmax",
+        *,
+        seed: int = 0,
+        backend: str = "auto",
+        activation_checkpointing: bool = False,
     ):
         super().__init__()
         config.validate()
@@ -61,6 +70,7 @@ class GPT(nn.Module):
             raise InputError("vocab_size is not set; take it from the corpus or give it in the configuration")
         self.config = config
         self.spec = normalise(attention)
+        self.activation_checkpointing = activation_checkpointing
         weight = Normal(config.init_std)
         shape = AttentionShape(config.width, config.heads, config.groups, config.head_dim, config.context)
 
@@ -112,7 +122,10 @@ class GPT(nn.Module):
             h_BTC = torch.cat((self.prefix.to(h_BTC.dtype).expand(B, -1, -1), h_BTC), dim=1)
         rotary = self.rotary[:, : h_BTC.shape[1]] if self.rotary is not None else None
         for block in self.blocks:
-            h_BTC = block(h_BTC, rotary, first_key_BT)
+            if self.activation_checkpointing:
+                h_BTC = checkpoint(block, h_BTC, rotary, first_key_BT, use_reentrant=False)
+            else:
+                h_BTC = block(h_BTC, rotary, first_key_BT)
         h_BTC = self.norm(h_BTC[:, self.prefix_tokens :])
         return self.head(h_BTC)
 

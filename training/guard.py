@@ -44,15 +44,11 @@ class NonFiniteGuard:
         return self._first + int(self._clean) if self._flag.item() else None
 
 
-def agreed(where: str | None, world: int) -> str | None:
-    """What all ranks say of their findings of `locate`: the batch of one of them may be the bad one.
+def agreed(found: list[str | None]) -> str | None:
+    """One of the ranks' findings of `locate`, for all of them: the batch of one of them may be the bad one.
 
     A sharded parameter's gradient is the sum over ranks, so every rank finds it; what one rank found earlier says more.
     """
-    found: list[str | None] = [where]
-    if world > 1:
-        found = [None] * world
-        torch.distributed.all_gather_object(found, where)
     named = [where for where in found if where]
     return min(named, key=lambda where: where.startswith(SUMMED) and not where.endswith("output"), default=None)
 

@@ -30,6 +30,7 @@ model
   --model.schedule.warmup N     steps [100]
   --model.compile C             auto, true or false [auto]
   --model.backend B             auto, vendor, triton, blockwise or reference [auto]
+  --model.activation_checkpointing C   true computes each block again in the backward: less memory [False]
 """
 
 _DATA = """\

@@ -20,6 +20,7 @@ from kernels.backends import obstacle
 from models import GPT, GPTConfig
 from models.attention import normalise
 from training import compilation, optimizers, rng
+from training.callbacks.steps import from_all_ranks
 from training.guard import NonFiniteError, NonFiniteGuard, agreed, locate
 from training.loss import IGNORED, nats, nats_to_compile
 from training.optimizers import OptimizerConfig
@@ -50,6 +51,7 @@ class LanguageModel(LightningModule):
         compile: Compile the blocks in place: auto (where a compiler is there), true or false.
         backend: Of `kernels.attend`: auto, vendor, triton, blockwise or reference.
         seed: Of the initial values and of dropout.
+        activation_checkpointing: Compute each block again in the backward, in place of keeping what it computed.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class LanguageModel(LightningModule):
         compile: str | bool = "auto",
         backend: str = "auto",
         seed: int = 0,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         # A checkpoint brings dictionaries.
@@ -69,6 +72,7 @@ class LanguageModel(LightningModule):
         self.schedule = ScheduleConfig(**schedule) if isinstance(schedule, dict) else schedule
         self.attention = normalise(attention)
         self.compile_choice, self.backend, self.seed = str(compile).lower(), backend, seed
+        self.activation_checkpointing = activation_checkpointing
         compilation.check(self.compile_choice)
         self.network.validate()
         self.optimizer_config.validate()
@@ -94,11 +98,18 @@ class LanguageModel(LightningModule):
             "compile": self.compile_choice,
             "backend": self.backend,
             "seed": self.seed,
+            "activation_checkpointing": self.activation_checkpointing,
         }
         self.save_hyperparameters(values)
 
     def _build(self) -> None:
-        self.gpt = GPT(self.network, self.attention, seed=self.seed, backend=self.backend)
+        self.gpt = GPT(
+            self.network,
+            self.attention,
+            seed=self.seed,
+            backend=self.backend,
+            activation_checkpointing=self.activation_checkpointing,
+        )
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Token ids (B, T) -> logits (B, T, V)."""
@@ -208,7 +219,7 @@ class LanguageModel(LightningModule):
                 with context():
                     yield self.loss_sum({name: tensor.to(self.device) for name, tensor in batch.items()})
 
-        where = agreed(locate(self.gpt, losses), self.trainer.world_size)
+        where = agreed(from_all_ranks(self.trainer, locate(self.gpt, losses)))
         where = where or "but a replay of its batches met none (dropout draws other masks)"
         raise NonFiniteError(
             f"step {step + 1} met a number that is not finite, first {where}; weights are those of step {step}. "

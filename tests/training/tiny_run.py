@@ -66,6 +66,7 @@ def tiny_run(
     log_every: int = 2,
     compile: str = "false",
     seed: int = 0,
+    activation_checkpointing: bool = False,
     extra: tuple = (),
     **trainer: Any,
 ) -> Run:
@@ -77,6 +78,7 @@ def tiny_run(
         ScheduleConfig("cosine", warmup=2),
         compile=compile,
         seed=seed,
+        activation_checkpointing=activation_checkpointing,
     )
     data = CorpusData(
         str(source),
