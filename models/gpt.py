@@ -33,15 +33,24 @@ class Block(nn.Module):
         h_BTC = h_BTC + self.dropout(self.attention(self.norm_attention(h_BTC), rotary, first_key_BT))
         return h_BTC + self.dropout(self.mlp(self.norm_mlp(h_BTC)))
 
+    def packed(self) -> dict[str, dict[str, int]]:
+        """The linear layers of a block by name, each with the matrices that its weight stacks and their rows."""
+        q, k, v = self.attention.sizes
+        up = {"up": self.mlp.width, "gate": self.mlp.width} if self.mlp.gated else {"up": self.mlp.width}
+        return {
+            "attention.qkv": {"q": q, "k": k, "v": v},
+            "attention.out": {"o": self.attention.out.out_features},
+            "mlp.up": up,
+            "mlp.down": {"down": self.mlp.down.out_features},
+        }
+
     def matrices(self) -> dict[str, Tensor]:
         """The block's weight matrices as views (outputs, inputs): q, k, v, o, up, down, and gate for swiglu."""
-        q, k, v = self.attention.qkv.weight.split(self.attention.sizes)
-        named = {"q": q, "k": k, "v": v, "o": self.attention.out.weight, "down": self.mlp.down.weight}
-        if self.mlp.gated:
-            named["up"], named["gate"] = self.mlp.up.weight.split(self.mlp.width)
-        else:
-            named["up"] = self.mlp.up.weight
-        return named
+        found: dict[str, Tensor] = {}
+        for layer, rows in self.packed().items():
+            weight = self.get_parameter(f"{layer}.weight")
+            found |= zip(rows, weight.split(list(rows.values())), strict=True)
+        return found
 
 
 class GPT(nn.Module):
@@ -149,6 +158,16 @@ class GPT(nn.Module):
     def parameter_count(self) -> int:
         """Number of parameters, a tied head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def hidden_matrices(self) -> dict[str, tuple[nn.Parameter, list[int]]]:
+        """By name the blocks' weight matrices (not a mechanism's), each with the rows of the matrices stacked in it."""
+        found = {}
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            for layer, rows in block.packed().items():
+                name = f"blocks.{index}.{layer}.weight"
+                found[name] = (self.get_parameter(name), list(rows.values()))
+        return found
 
     def decay_groups(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """Parameters by name (decayed, undecayed): matrices and embeddings decay, one-dimensional parameters do not,

@@ -3,7 +3,8 @@
 After each backward the gradient's norm sets a flag on the device, and the flag stays set. Fused AdamW takes it as
 `found_inf`: weights, moments and step count stay untouched from that update on. The host reads the flag only where it
 reads numbers anyway (logging, evaluation, checkpoints); then it replays that update's batches, which are a pure
-function of the step, eagerly and with hooks, names the layer, and stops.
+function of the step, eagerly and with hooks, names the layer, and stops. A spike of the norm (training/spikes.py),
+where those are to be skipped, takes the same path for one update and does not stay.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from errors import InputError
+from training.spikes import Spikes
 from training.weights import whole
 
 SUMMED = "in the gradient of"
@@ -27,17 +29,20 @@ class NonFiniteError(InputError):
 class NonFiniteGuard:
     """The sticky flag, and the count of updates before it was set."""
 
-    def __init__(self, device: torch.device, step: int) -> None:
-        """step: updates done before this start of the run."""
+    def __init__(self, device: torch.device, step: int, spikes: Spikes | None = None) -> None:
+        """step: updates done before this start of the run. spikes: decides which updates are skipped alone."""
+        self.spikes = spikes
         self._first = step
         self._flag = torch.zeros((), device=device)
         self._clean = torch.zeros((), dtype=torch.int64, device=device)
 
     def observe(self, norm: Tensor, optimizer: Optimizer) -> None:
-        """Look at this update's gradient norm (a scalar on the device) and let the optimizer skip once one is bad."""
+        """Look at this update's gradient norm (a scalar on the device) and let the optimizer skip once one is bad,
+        or while it spikes."""
         torch.maximum(self._flag, (~torch.isfinite(norm)).float(), out=self._flag)
         self._clean += self._flag == 0
-        optimizer.found_inf = self._flag
+        skip = self._flag if self.spikes is None else torch.maximum(self._flag, self.spikes.observe(norm))
+        optimizer.found_inf = skip
 
     def bad_step(self) -> int | None:
         """The update (counted from 0) whose gradients were not finite; None while all were. Waits for the device."""

@@ -24,6 +24,7 @@ model
   --model.network.norm P        layernorm or rmsnorm [layernorm]
   --model.network.mlp P         gelu or swiglu [gelu]
   --model.network.vocab_size N  [null: the tokenizer's]
+  --model.optimizer.name P      adamw, or muon for the blocks' matrices [adamw]
   --model.optimizer.lr X        peak learning rate [0.001]
   --model.optimizer.weight_decay X   [0.1]
   --model.schedule.name P       constant, cosine, linear or wsd [cosine]

@@ -34,7 +34,7 @@ log = logging.getLogger("sinkless")
 
 def columns() -> tuple[str, ...]:
     """The header of `metrics.csv`."""
-    trained = ("step", "tokens", "train/loss", "train/grad_norm", "learning_rate")
+    trained = ("step", "tokens", "train/loss", "train/grad_norm", "train/skipped", "learning_rate")
     validated = ("validation/loss", "validation/bits_per_byte")
     return (*trained, *validated, *(f"outliers/{name}" for name in outliers.HEADLINES), *TIMES)
 

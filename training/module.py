@@ -26,6 +26,7 @@ from training.loss import IGNORED, nats, nats_to_compile
 from training.optimizers import OptimizerConfig
 from training.resume import rewrite_counters
 from training.schedules import ScheduleConfig, factor
+from training.spikes import Spikes
 from training.stopwatch import Stopwatch
 from training.strategies import FullySharded
 
@@ -80,6 +81,7 @@ class LanguageModel(LightningModule):
         self.stopwatch = Stopwatch()
         self.guard: NonFiniteGuard | None = None
         self.gradient_norm: Tensor | None = None
+        self._spikes_before: dict[str, Any] | None = None
         self._trained: list[Tensor] = []
         self._compiled = False
         self._nats = nats
@@ -173,14 +175,19 @@ class LanguageModel(LightningModule):
             strategy.shard(self.gpt)
 
     def configure_optimizers(self) -> Optimizer:
-        """AdamW; the rate is set before each update, so there is no scheduler object whose state could be stale."""
+        """The optimizer; its rate is set before each update, so no scheduler object has a state that could be stale."""
         # Taken here: after a forward pass a sharded module may hold gathered weights in their place.
         self._trained = [parameter for parameter in self.gpt.parameters() if parameter.requires_grad]
         return optimizers.build(self.optimizer_config, self.gpt)
 
     def on_train_start(self) -> None:
         """Begin with the guard down, the configured constants, and a dropout stream of this rank's own."""
-        self.guard = NonFiniteGuard(self.device, self.trainer.global_step)
+        spikes = None
+        if self.optimizer_config.skip_spikes is not None:
+            spikes = Spikes(self.optimizer_config.skip_spikes, self.device)
+            if self._spikes_before is not None:
+                spikes.load_state_dict(self._spikes_before)
+        self.guard = NonFiniteGuard(self.device, self.trainer.global_step, spikes)
         optimizers.restate(self.optimizer_config, self.trainer.optimizers[0])
         if self.trainer.global_step == 0:
             rng.seed(self.seed, self.trainer.global_rank)
@@ -255,10 +262,22 @@ class LanguageModel(LightningModule):
 
     # Checkpoints.
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what decides about spikes."""
+        if self.guard is not None and self.guard.spikes is not None:
+            checkpoint["spikes"] = self.guard.spikes.state_dict()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Start between two batches, at global_step × accumulation of this run. InputError: another vocabulary."""
+        """Start between two batches, at global_step × accumulation of this run.
+
+        InputError: the checkpoint has another vocabulary or, for training, another optimizer.
+        """
         there, here = checkpoint["hyper_parameters"]["network"]["vocab_size"], self.network.vocab_size
         if there != here:
             raise InputError(f"the checkpoint has a vocabulary of {there} tokens, the corpus one of {here}")
         if self._trainer is not None and self.trainer.training:
+            name = checkpoint["hyper_parameters"]["optimizer"]["name"]
+            if name != self.optimizer_config.name:  # the state of one optimizer means nothing to another
+                raise InputError(f"model.optimizer.name is {name} in the checkpoint, {self.optimizer_config.name} here")
+            self._spikes_before = checkpoint.get("spikes")
             rewrite_counters(checkpoint, self.trainer.accumulate_grad_batches)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -231,8 +231,11 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(here: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """One text a key whose value differs and on which numbers depend: "model.network.width is 64 there, 128 here"."""
-    there, ours = flatten(here), flatten(given)
+    """One text a key whose value differs and on which numbers depend: "model.network.width is 64 there, 128 here".
+
+    An option of the model that a run from before its time lacks had the effect of its default.
+    """
+    there, ours = flatten(_with_later_options(here)), flatten(_with_later_options(given))
     absent = object()
     lines = []
     for key in sorted(there.keys() | ours.keys()):
@@ -240,6 +243,20 @@ def differences(here: dict[str, Any], given: dict[str, Any]) -> list[str]:
         if old != new and not key.startswith(FREE):
             lines.append(f"{key} is {_show(old, absent)} there, {_show(new, absent)} here")
     return lines
+
+
+def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the model's options that it lacks, at their defaults."""
+    from models import GPTConfig  # torch: what only reads a run's directory does without it
+    from training.optimizers import OptimizerConfig
+    from training.schedules import ScheduleConfig
+
+    groups = {"network": GPTConfig, "optimizer": OptimizerConfig, "schedule": ScheduleConfig}
+    model = dict(config.get("model", {}))
+    for name in groups.keys() & model.keys():
+        defaults = json.loads(json.dumps(asdict(groups[name]())))  # as YAML holds them: a tuple is a list
+        model[name] = defaults | model[name]
+    return config | ({"model": model} if model else {})
 
 
 def _show(value: Any, absent: object) -> str:

@@ -71,7 +71,7 @@ def refusal(argv: list[str]) -> str:
         (["--model.attention.slots"], ["--model.attention.slots needs a value"]),
         (["--model.network.heads", "3"], ["width 128", "3 heads"]),
         (["--model.optimizer.lr", "-1"], ["model.optimizer.lr is -1"]),
-        (["--model.schedule.name", "linear"], ["linear", "constant, cosine, wsd"]),
+        (["--model.schedule.name", "step"], ["step", "constant, cosine, linear, wsd"]),
         (["--model.backend", "cuda"], ["cuda", "reference"]),
         (["--data.batch_size", "0"], ["data.batch_size is 0"]),
         (["--evaluation.every", "-5"], ["evaluation.every is -5"]),

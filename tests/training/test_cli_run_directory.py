@@ -1,12 +1,14 @@
 """The rule by which a run directory is entered, and what is written there beside the training's own files."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import yaml
 
 from errors import InputError
 from training import run_directory
+from training.optimizers import OptimizerConfig
 from training.run_directory import RunDirectory, Status, differences, flatten, write_atomically
 
 CONFIG = {"seed_everything": 0, "model": {"attention": {"name": "softmax"}, "network": {"width": 64}}, "loggers": []}
@@ -82,6 +84,14 @@ def test_what_no_number_depends_on_may_differ():
     assert differences(here, {"data": {"workers": 4, "source": "b"}} | there | {"data": {"source": "b"}}) == [
         'data.source is "a" there, "b" here'
     ]
+
+
+def test_an_option_that_an_older_run_lacks_had_the_effect_of_its_default():
+    here = {"model": {"optimizer": {"lr": 0.1}, "attention": "softmax"}}
+    now = {"model": {"optimizer": asdict(OptimizerConfig(lr=0.1)) | {"betas": [0.9, 0.95]}, "attention": "softmax"}}
+    assert differences(here, now) == []
+    now["model"]["optimizer"]["momentum"] = 0.9
+    assert differences(here, now) == ["model.optimizer.momentum is 0.95 there, 0.9 here"]
 
 
 def test_a_half_written_status_is_none(tmp_path):

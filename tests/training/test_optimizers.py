@@ -52,12 +52,14 @@ def test_the_norm_is_that_before_clipping_and_gradients_are_scaled_to_the_limit(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"name": "sgd"}, "sgd"),
+        ({"name": "sgd"}, "sgd.*adamw, muon"),
         ({"lr": 0.0}, "lr is 0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"betas": (0.9, 1.0)}, r"betas is \[0.9, 1.0\]"),
         ({"eps": 0.0}, "eps is 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1"),
+        ({"momentum": 1.0}, "momentum is 1"),
+        ({"skip_spikes": 1.0}, "skip_spikes is 1.0; it is greater than 1"),
     ],
 )
 def test_bad_values_are_refused(options, text):

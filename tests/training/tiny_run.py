@@ -55,6 +55,7 @@ def tiny_run(
     attention: Any = "softmax",
     network: dict[str, Any] | None = None,
     rate: float = 3e-3,
+    optimizer: OptimizerConfig | None = None,
     batch_size: int = 4,
     accumulation: int = 1,
     workers: int = 0,
@@ -74,7 +75,7 @@ def tiny_run(
     module = LanguageModel(
         attention,
         GPTConfig(**sizes),
-        OptimizerConfig(lr=rate),
+        optimizer or OptimizerConfig(lr=rate),
         ScheduleConfig("cosine", warmup=2),
         compile=compile,
         seed=seed,

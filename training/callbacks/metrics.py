@@ -63,6 +63,7 @@ class TrainingMetrics(StepCallback):
         steps, elapsed = step - self._mark[0], seconds - self._mark[1]
         self._mark = (step, seconds)
         tokens = trainer.datamodule.tokens_per_step
+        spikes = module.guard.spikes
         report(
             trainer,
             step,
@@ -71,6 +72,7 @@ class TrainingMetrics(StepCallback):
                 "train/loss": loss,
                 "train/grad_norm": module.gradient_norm.item(),
                 "learning_rate": module.rate(step - 1),
+                **({} if spikes is None else {"train/skipped": spikes.skipped.item()}),
                 "time/seconds": module.stopwatch.seconds(),
                 "time/tokens_per_second": steps * tokens / elapsed,
                 "time/peak_memory_gib": peak_memory(module.device),
