@@ -23,7 +23,9 @@ NAMES = ("wandb", "tensorboard")
 # Time columns stand last: two identical runs differ in these alone.
 TIMES = (
     "time/seconds",
+    "time/left_seconds",
     "time/tokens_per_second",
+    "time/mfu",
     "time/peak_memory_gib",
     "time/probe_seconds",
     "time/evaluation_seconds",

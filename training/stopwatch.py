@@ -28,6 +28,10 @@ class Stopwatch:
         """Seconds of this start, pauses excluded."""
         return time.monotonic() - self._start - self.paused
 
+    def left(self, done: int, remaining: int) -> float:
+        """Seconds until `remaining` steps are done, pauses included, at the pace of the `done` steps of this start."""
+        return (time.monotonic() - self._start) / done * remaining
+
     @contextmanager
     def pause(self) -> Iterator["Pause"]:
         """Count what happens inside as a pause; the yielded object tells its length afterwards."""

@@ -1,4 +1,4 @@
-"""What training itself reports: loss, gradient norm, rate, tokens, speed, memory."""
+"""What training itself reports: loss, gradient norm, rate, tokens, speed, utilisation, memory, time left."""
 
 import resource
 import statistics
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from models.flops import flops_per_token
 from training.callbacks.steps import StepCallback, from_all_ranks, report, stopping
 from training.loggers import MetricsCSV
+from training.peaks import device_peak
 
 
 class TrainingMetrics(StepCallback):
@@ -20,6 +22,8 @@ class TrainingMetrics(StepCallback):
     """
 
     def __init__(self) -> None:
+        self._first = 0
+        self._mfu: float | None = None
         self._sum: torch.Tensor | None = None
         self._steps = 0
         self._mark = (0, 0.0)
@@ -39,7 +43,8 @@ class TrainingMetrics(StepCallback):
             self._sum += sums[trainer.global_rank] if same else statistics.fmean(sums)
         self._steps = self._restored.get("steps", 0)
         pl_module.stopwatch.start(self._restored.get("seconds", 0.0))
-        self._mark = (step, 0.0)
+        self._first, self._mark = step, (step, 0.0)
+        self._mfu = mfu_at_one(trainer, pl_module)
         if step == 0:
             report(trainer, 0, {"tokens": 0, "learning_rate": pl_module.rate(0)})
 
@@ -63,6 +68,7 @@ class TrainingMetrics(StepCallback):
         steps, elapsed = step - self._mark[0], seconds - self._mark[1]
         self._mark = (step, seconds)
         tokens = trainer.datamodule.tokens_per_step
+        speed = steps * tokens / elapsed
         spikes = module.guard.spikes
         report(
             trainer,
@@ -74,7 +80,9 @@ class TrainingMetrics(StepCallback):
                 "learning_rate": module.rate(step - 1),
                 **({} if spikes is None else {"train/skipped": spikes.skipped.item()}),
                 "time/seconds": module.stopwatch.seconds(),
-                "time/tokens_per_second": steps * tokens / elapsed,
+                "time/left_seconds": module.stopwatch.left(step - self._first, trainer.max_steps - step),
+                "time/tokens_per_second": speed,
+                **({} if self._mfu is None else {"time/mfu": self._mfu * speed}),
                 "time/peak_memory_gib": peak_memory(module.device),
             },
         )
@@ -90,6 +98,13 @@ class TrainingMetrics(StepCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
         self._restored = checkpoint.get("training_metrics", {})
+
+
+def mfu_at_one(trainer: Trainer, module: LightningModule) -> float | None:
+    """Model FLOP utilisation at one token a second: FLOPs of a token over the peak of all devices; None where no peak
+    is known."""
+    peak = device_peak(module.device, str(trainer.precision))
+    return peak and flops_per_token(module.gpt, trainer.datamodule.context) / (peak * trainer.world_size)
 
 
 def peak_memory(device: torch.device) -> float:

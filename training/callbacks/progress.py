@@ -7,23 +7,26 @@ from datetime import timedelta
 from lightning.pytorch import LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from training.callbacks.metrics import mfu_at_one, peak_memory
 from training.callbacks.steps import StepCallback, stopping
 
 LINE = 10.0  # seconds between two lines where there is no terminal
 
 
 class ShowProgress(StepCallback):
-    """Steps, tokens/s and time left. It reads no number from the device, so it costs no synchronisation."""
+    """Steps, tokens/s, MFU where it is known, peak memory and time left; no number of it waits for the device."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
-        self._start = (0, 0.0)
+        self._first = 0
+        self._mfu: float | None = None
         self._next = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar, or say what begins."""
         super().on_train_start(trainer, pl_module)
-        self._start, self._next = (trainer.global_step, time.monotonic()), time.monotonic() + LINE
+        self._first, self._next = trainer.global_step, time.monotonic() + LINE
+        self._mfu = mfu_at_one(trainer, pl_module)
         if trainer.is_global_zero and sys.stderr.isatty():
             from rich.console import Console
 
@@ -42,12 +45,12 @@ class ShowProgress(StepCallback):
         """Move the bar, or print a line when it is time."""
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, speed=f"{self._speed(trainer, module, step):,.0f} tokens/s")
+            self._bar.update(self._task, completed=step, speed=self._speed(trainer, module, step))
         elif trainer.is_global_zero and (now >= self._next or stopping(trainer, step)):
             self._next = now + LINE
-            left = (now - self._start[1]) / (step - self._start[0]) * (trainer.max_steps - step)
+            left = module.stopwatch.left(step - self._first, trainer.max_steps - step)
             print(
-                f"step {step}/{trainer.max_steps}  {self._speed(trainer, module, step):,.0f} tokens/s  "
+                f"step {step}/{trainer.max_steps}  {self._speed(trainer, module, step)}  "
                 f"{timedelta(seconds=round(left))} left",
                 file=sys.stderr,
                 flush=True,
@@ -61,9 +64,11 @@ class ShowProgress(StepCallback):
         """Take the bar away."""
         self._close()
 
-    def _speed(self, trainer: Trainer, module: LightningModule, step: int) -> float:
-        tokens = (step - self._start[0]) * trainer.datamodule.tokens_per_step
-        return tokens / max(module.stopwatch.training_seconds(), 1e-9)
+    def _speed(self, trainer: Trainer, module: LightningModule, step: int) -> str:
+        tokens = (step - self._first) * trainer.datamodule.tokens_per_step
+        speed = tokens / max(module.stopwatch.training_seconds(), 1e-9)
+        share = "" if self._mfu is None else f"  MFU {self._mfu * speed:.1%}"
+        return f"{speed:,.0f} tokens/s{share}  {peak_memory(module.device):.1f} GiB"
 
     def _close(self) -> None:
         if self._bar is not None:
