@@ -35,6 +35,7 @@ from .tiles import (
     load_rows,
     load_tile,
     load_vector,
+    log2_sigmoid,
     matmul,
     phase_range,
     program,
@@ -57,8 +58,9 @@ def attend_tiles(
     """Go over the keys low … high − 1, tile by tile, and return the running quantities of the rows.
 
     acc: Σ w v, (M, D). active: Σ M P v (family B). m, norm: pivot and sum, base 2; for family B m is the finished lse.
-    largest: the largest natural score before the soft-cap. total, dots, squares: Σ w, Σ w log2 w, Σ w². zeros: visible
-    keys of weight exactly 0. s_first: the natural score of the first key, before the soft-cap.
+    largest: the largest natural score before the soft-cap. total, dots, squares: Σ w, Σ w log2 w, Σ w², where sigmoid's
+    w, as softmax's, are relative to the row's largest: the squares of small weights would be 0. zeros: visible keys of
+    weight exactly 0. s_first: the natural score of the first key, before the soft-cap.
     """
     for start in range(low, high, BLOCK_N):
         k = load_tile(k_base, start, k_stride, S, D, BLOCK_N, BLOCK_D, MASKED)
@@ -71,11 +73,14 @@ def attend_tiles(
                 natural = tl.where(seen, natural, float("-inf"))
             largest = tl.maximum(largest, tl.max(natural, 1))
             s_first += tl.sum(tl.where(key[None, :] == first[:, None], natural, 0.0), 1)
-        s, _ = base2(s, scale, softcap, SOFTCAP)
+        if STATISTICS and SCORE == SIGMOID:
+            s = log2_sigmoid(natural + number)
+        else:
+            s, _ = base2(s, scale, softcap, SOFTCAP)
         if MASKED:
             s = tl.where(seen, s, float("-inf"))
 
-        if SCORE == SOFTMAX:
+        if SCORE == SOFTMAX or (STATISTICS and SCORE == SIGMOID):
             m_new = tl.maximum(m, tl.max(s, 1))
             pivot = m_new
             if MASKED:
@@ -102,7 +107,7 @@ def attend_tiles(
             alpha = tl.full([q.shape[0]], 1.0, tl.float32)
 
         if STATISTICS:
-            if SCORE == SOFTMAX or SCORE == SOFTPICK:
+            if SCORE == SOFTMAX or SCORE == SIGMOID or SCORE == SOFTPICK:
                 dots = alpha * dots + tl.where(total > 0, alpha * fall * total, 0.0)
                 total = alpha * total
                 squares = alpha * alpha * squares
@@ -173,7 +178,7 @@ def forward_kernel(
     squares = zero
     zeros = zero
     s_first = zero
-    if SCORE == SOFTPICK or SCORE == SIGMOID:
+    if SCORE == SOFTPICK:
         m = zero
     else:
         m = zero + float("-inf")
@@ -251,6 +256,8 @@ def forward_kernel(
         tl.store(out + 5 * ROWS, tl.where(most, 1.0, 0.0), mask=row < T)
         if SCORE == SOFTPICK:
             total = total / tl.where(norm > 0, norm, 1.0)
+        elif SCORE == SIGMOID:
+            total = total * tl.exp2(m)
         tl.store(out + 6 * ROWS, total, mask=row < T)
 
     if VALUES:

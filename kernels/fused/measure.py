@@ -38,7 +38,7 @@ def measure(
         lse_BHR, rows = launch.measure(q, k, variant)
     largest, entropy, support, zeros, first, argmax, total = rows.unbind(0)
     softmax = isinstance(parts.score, Softmax)
-    early_BHR = torch.ones_like(total) if softmax else torch.where(total > 0, 1 / total, 0)
+    early_BHR = torch.ones_like(total) if softmax else torch.where(total >= torch.finfo(total.dtype).tiny, 1 / total, 0)
     with launch.on_device_of(q):
         received, gated, received_early = launch.received(q, k, variant, lse_BHR, gate_BHR, early_BHR, early)
     sink_mass = torch.zeros_like(total)

@@ -201,13 +201,18 @@ def shortfall(s):
 
 
 @triton.jit
+def log2_sigmoid(x):
+    """log2 σ(x): e^{−|x|} never overflows, and the logarithm keeps its precision at both ends."""
+    return tl.minimum(x, 0.0) * LOG2E - tl.log2(1.0 + tl.exp2(-tl.abs(x) * LOG2E))
+
+
+@triton.jit
 def gate(logits, span):
     """g = span · σ(z), log2 g and 1 − σ(z), z clamped so that 1 / g stays finite."""
     z = tl.maximum(logits, LOWEST_GATE)
-    small = tl.exp2(-tl.abs(z) * LOG2E)  # e^{−|z|} never overflows, and ln σ keeps its precision at both ends
-    log_sigma = tl.minimum(z, 0.0) * LOG2E - tl.log2(1.0 + small)
+    small = tl.exp2(-tl.abs(z) * LOG2E)
     one_minus = tl.where(z > 0, small, 1.0) / (1.0 + small)
-    return span * sigmoid(z), tl.log2(span) + log_sigma, one_minus
+    return span * sigmoid(z), tl.log2(span) + log2_sigmoid(z), one_minus
 
 
 @triton.jit

@@ -70,6 +70,19 @@ def test_statistics_of_scores_far_apart() -> None:
     torch.testing.assert_close(first.received, blocks.received, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [-60.0, -80.0])
+def test_support_of_small_sigmoid_weights(bias: float) -> None:
+    """Weights of e^−60 and e^−80 are float32 numbers, their squares are not: support and entropy do not scale."""
+    inputs = make(SIGMOID[0], length=40, **SMALL)
+    parts = kernels.Parts(kernels.Sigmoid(bias))
+    softmax = kernels.statistics(inputs.q, inputs.k, backend="blockwise")  # so far down σ is e^s: the same shares
+    for backend in ("triton", "blockwise"):
+        found = kernels.statistics(inputs.q, inputs.k, parts, backend=backend)
+        for name in ("support", "entropy", "received64"):
+            torch.testing.assert_close(getattr(found, name), getattr(softmax, name), rtol=1e-4, atol=1e-5)
+        assert torch.all(found.received > 0)
+
+
 def test_statistics_of_rows_without_a_key() -> None:
     inputs = make(Case(score="clipped"), length=40, **SMALL)
     position = torch.arange(40)
