@@ -1,7 +1,9 @@
-"""The variants that the kernels' benchmarks go over, as `Parts` on any device, by the mechanisms' names.
+"""The inputs and variants that the kernels' benchmarks go over, on any device, by the mechanisms' names.
 
 Shapes: B batch, H query heads, T length, D head size.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,6 +21,19 @@ from kernels import (
     Softmax,
     Softpick,
 )
+
+# A stage of benchmarks/gpu.py is jobs, and each gives the cells of a row by name.
+Row = dict[str, object]
+Job = tuple[str, Callable[[], Row]]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def inputs(B: int, H: int, G: int, T: int, D: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+    """q (B, H, T, D), k and v (B, G, T, D) as a projection leaves them, leaves with gradients."""
+    generator = torch.Generator().manual_seed(2)
+    drawn = (torch.randn(B, T, heads, D, generator=generator) for heads in (H, G, G))
+    return [x.to(device, dtype).transpose(1, 2).requires_grad_() for x in drawn]
 
 
 def variants(B: int, H: int, T: int, D: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Parts]:

@@ -4,7 +4,8 @@
 #     benchmarks/gpu.sh STAGE [OUT]      OUT: where the rows go (default runs/gpu)
 #
 # STAGE: correctness | determinism | speed | statistics | train | all. Every row is on the disk when it has been measured.
-# Needs torch and triton; nothing of datasets, jsonargparse or wandb.
+# Needs torch and triton; the row `softmax/fit` of train also lightning; nothing of datasets, jsonargparse or wandb.
+# The stage train ends with a line on each bar: tokens/s, share of softmax's, share of the bare loop's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:?"give a stage: correctness, determinism, speed, statistics, train or all"}

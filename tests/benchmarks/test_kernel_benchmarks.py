@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import kernels
-from benchmarks import floors, gpu
+from benchmarks import correctness, floors, gpt2, gpu
 from kernels import backends, measured
 
 
@@ -52,8 +54,8 @@ def test_a_stage_writes_each_row_once_and_goes_on(stage: str, tmp_path: Path, mo
 
 
 def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = ("softmax", "triton", "float32", 16, True, 1, 2, 40, "cpu")
-    monkeypatch.setitem(gpu.STAGES, "correctness", lambda device: [("one", lambda: gpu._errors(*case))])
+    case = ("softmax", "triton", "float32", correctness.SITUATIONS["packed"], 16, 1, 2, 40, "cpu")
+    monkeypatch.setitem(gpu.STAGES, "correctness", lambda device: [("one", lambda: correctness.errors(*case))])
     assert gpu.run("correctness", tmp_path / "right", "cpu", time.monotonic() + 600) == (1, 0, 0)
     true_attend = kernels.attend
 
@@ -61,20 +63,93 @@ def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         y = true_attend(q, *args, backend=backend, **options)
         return y * 1.0001 if backend == "triton" else y
 
-    monkeypatch.setattr(gpu.kernels, "attend", slightly_off)
+    monkeypatch.setattr(kernels, "attend", slightly_off)
     assert gpu.run("correctness", tmp_path / "wrong", "cpu", time.monotonic() + 600) == (1, 0, 1)
 
 
+def test_one_wrong_row_of_many_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.5e-6 in one row of 320: the norm of the whole error stays under the bar, the row's own does not."""
+    case = ("softmax", "triton", "float32", correctness.SITUATIONS["whole"], 16, 2, 4, 40, "cpu")
+    true_attend = kernels.attend
+
+    def one_row_off(q, *args, backend, **options):
+        y = true_attend(q, *args, backend=backend, **options)
+        if backend == "triton":
+            factor = torch.ones(y.shape[:3])
+            factor[0, 0, 0] += 1.5e-6
+            y = y * factor[..., None]
+        return y
+
+    monkeypatch.setattr(kernels, "attend", one_row_off)
+    row = correctness.errors(*case)
+    assert row["result"] == "WRONG"
+    assert float(row["error / eager error"]) < 2 < float(row["worst row / eager's"])
+
+
+@pytest.mark.parametrize("about", correctness.SITUATIONS)
+def test_every_situation_of_the_correctness_stage(about: str) -> None:
+    """Where the kernels are right, a row says so; slots and logits take extreme sinks."""
+    for name in ("sink_logit", "sink_key_value, row gate")[: 2 if about.startswith("sinks") else 1]:
+        case = (name, "triton", "float32", correctness.SITUATIONS[about], 16, 1, 2, 20, "cpu")
+        assert correctness.errors(*case)["result"] == "ok", name
+
+
 def test_a_kernel_that_returns_nan_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = ("softmax", "triton", "float32", 16, False, 1, 2, 40, "cpu")
+    case = ("softmax", "triton", "float32", correctness.SITUATIONS["whole"], 16, 1, 2, 40, "cpu")
     true_attend = kernels.attend
 
     def nan(q, *args, backend, **options):
         y = true_attend(q, *args, backend="reference", **options)
         return y * float("nan") if backend == "triton" else y
 
-    monkeypatch.setattr(gpu.kernels, "attend", nan)
-    assert gpu._errors(*case)["result"] == "WRONG"
+    monkeypatch.setattr(kernels, "attend", nan)
+    assert correctness.errors(*case)["result"] == "WRONG"
+
+
+def test_the_train_stage_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A bare loop and the Trainer on the CPU: rows with speeds, losses that fall, and the lines on the bars."""
+    monkeypatch.setitem(gpu.STAGES, "train", lambda device: list(gpt2.train(device))[:2])
+    assert gpu.run("train", tmp_path, "cpu", time.monotonic() + 600) == (2, 0, 0)
+    loop, fit = capsys.readouterr().out.splitlines()[:2]
+    assert loop.startswith("softmax/auto  tokens/s=")
+    assert "  waits=0  " in fit
+    assert gpu.run("train", tmp_path, "cpu", 0.0) == (2, 0, 0)
+    assert "softmax/auto: " in capsys.readouterr().out
+
+
+def test_the_bars_of_the_train_stage() -> None:
+    speeds = {"softmax/auto": "400000", "softmax/fit": "392000", "sink_key/auto": "380000", "sigmoid/auto": "100000"}
+    rows = {name: {"tokens/s": speed} for name, speed in speeds.items()} | {"softpick/auto": {"result": "failed"}}
+    rows["softmax/fit"]["fit / bare loop"] = "0.975"
+    assert gpt2.bars(rows) == [
+        "softmax/auto: 400,000 tokens/s; the bar on an H200 is 430,000",
+        "softmax/fit: 0.975 of softmax's bare loop; the bar is 0.97: met",
+        "sink_key/auto: 0.950 of softmax's bare loop; the bar is 0.97: MISSED",
+        "sigmoid/auto: 0.250 of softmax's bare loop",
+    ]
+    assert gpt2.bars({}) == []
+
+
+def test_waits_are_watched_between_logging_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.trainer import Watch, waits
+
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    watch, step = Watch(), SimpleNamespace(global_step=0, log_every_n_steps=2)
+    for step.global_step in range(5):
+        watch.on_train_batch_start(step)
+        step.global_step += 1
+        modes.append(str(step.global_step))
+        watch.on_train_batch_end(step, None)
+    # Steps 1 and 2 compile; a window ends before the numbers of its last step are read.
+    assert modes == ["1", "2", "default", "warn", "3", "warn", "4", "default", "warn", "5"]
+    with waits() as found:
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert len(found) == 2
+    assert found[0].startswith("test_kernel_benchmarks.py:")
 
 
 def test_without_a_gpu_the_script_says_so() -> None:
