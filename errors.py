@@ -9,7 +9,8 @@ class InputError(ValueError):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM where there is no training step to finish: what was begun is removed on the way out.
+    """Ctrl-C or SIGTERM where there is no training step to finish: what was begun is removed on the way out, unless the
+    same command can go on from it.
 
     Not a KeyboardInterrupt, which Lightning catches and turns into exit code 1. number: the signal's.
     """

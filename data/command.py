@@ -25,7 +25,7 @@ options of the data group (in the YAML file under `data:`, or here as --data.KEY
 
 def main(argv: list[str]) -> int:
     """Prepare what `argv` describes; prints the corpus folder and hash. InputError: one line on what is wrong."""
-    from data.prepare import PrepareOptions
+    from data.options import PrepareOptions
 
     if any(word in ("-h", "--help") for word in argv):
         print(_help(PrepareOptions), end="")

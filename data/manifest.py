@@ -1,10 +1,11 @@
 """The manifest of a corpus: one JSON file that says what is in the folder, where it came from and how to check it.
 
-format, kind        "sinkless-corpus-1"; "text" or "bigram_backcopy"
+format, kind        "sinkless-corpus-2"; "text" or "bigram_backcopy"
 hash                the corpus hash: SHA-256 over what training sees (tokenizer, dtype, shards; or the transition table)
 source, options     what was read (files, identity, Python version for stdlib) and how
 tokenizer           kind, vocab_size, sha256, end_of_text, what a BPE was trained on
-dtype, splits       for train and validation: documents, tokens, bytes of text, shards with sizes and checksums
+dtype, splits       for train and validation: documents, tokens, bytes of text, shards with sizes and checksums, and
+                    starts: int64, for each document the number of text tokens before it
 files               sizes and checksums of every other file
 order               name and version of the algorithm that turns (seed, sample) into a window
 """
@@ -19,7 +20,7 @@ from data.shards import Shard, write_durably
 from errors import InputError
 
 NAME = "manifest.json"
-FORMAT = "sinkless-corpus-1"
+FORMAT = "sinkless-corpus-2"
 STAMP = "verified.json"
 
 
@@ -64,12 +65,13 @@ def advice(folder: Path) -> str:
     return f"delete {folder} and prepare it again"
 
 
-def shards(manifest: dict[str, Any], split: str) -> list[Shard]:
-    """The shards of a split."""
-    return [Shard(**entry) for entry in manifest["splits"][split]["shards"]]
+def shards(manifest: dict[str, Any], split: str, kind: str = "shards") -> list[Shard]:
+    """The shards of a split; kind "starts": of its documents' starts."""
+    return [Shard(**entry) for entry in manifest["splits"][split][kind]]
 
 
 def listed_files(manifest: dict[str, Any]) -> list[Shard]:
     """Every file with a checksum (shards and others; `tokens` is 0 for the others)."""
-    files = [shard for split in manifest.get("splits", {}) for shard in shards(manifest, split)]
+    kinds = [(split, kind) for split in manifest.get("splits", {}) for kind in ("shards", "starts")]
+    files = [shard for split, kind in kinds for shard in shards(manifest, split, kind)]
     return files + [Shard(tokens=0, **entry) for entry in manifest["files"]]

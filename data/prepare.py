@@ -4,8 +4,9 @@
 
 The folder's name holds a fingerprint of the options and of the source's identity, so changed input gives another corpus
 and the same input returns at once. Everything is written to a `.partial` folder beside it, made durable, and renamed: a
-folder under its final name is whole, and what a killed process left behind is removed by the next one. A lock makes
-other processes (the ranks of one run, or several runs) wait and then use the result.
+folder under its final name is whole. What a killed or interrupted process left is where the next one goes on (text.py);
+after any other failure it is removed. A lock makes other processes (the ranks of one run, or several runs) wait and
+then use the result.
 """
 
 import errno
@@ -18,64 +19,17 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data import bigram_backcopy, manifest, readers, sources, tokenizer
+from data import bigram_backcopy, journal, manifest, readers, sources
 from data.corpus import Corpus, write_stamp
+from data.options import PrepareOptions
 from data.progress import Progress
-from data.shards import ShardWriter, checksum, sync_folder, token_dtype, write_durably
-from errors import InputError
-
-BPE_SAMPLE = 1 << 25  # bytes of training text a BPE is trained on: 32 MiB, the whole of an embedded corpus
-_BATCH = 1 << 22  # bytes of text tokenised at once, on all cores
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What to prepare; the `data:` group of a configuration.
-
-    Args:
-        source: stdlib, bigram_backcopy, a text, .jsonl or .parquet file, a folder of them, hub:NAME or OWNER/NAME.
-        tokenizer: bpe (trained on the source), bytes, or the path of a tokenizer.json.
-        vocab_size: tokens of a trained BPE, at least 257.
-        validation_fraction: share of the text that is held out, above 0 and at most 0.5.
-        text_field: the field or column that holds the text of a record.
-        subset: a hub dataset's configuration.
-        split: a hub dataset's split to read.
-        streaming: read a hub dataset without downloading all of it.
-        max_documents: stop after so many documents.
-        folder: where corpora are kept.
-    """
-
-    source: str = "stdlib"
-    tokenizer: str = "bpe"
-    vocab_size: int = 2048
-    validation_fraction: float = 0.05
-    text_field: str = "text"
-    subset: str | None = None
-    split: str = "train"
-    streaming: bool = False
-    max_documents: int | None = None
-    folder: str = "runs/data"
-
-    def validate(self) -> None:
-        """Refuse values out of range; InputError names the value and what is allowed."""
-        if not 0 < self.validation_fraction <= 0.5:
-            raise InputError(f"data.validation_fraction {self.validation_fraction}: choose above 0 and at most 0.5")
-        if self.max_documents is not None and self.max_documents < 2:
-            raise InputError(f"data.max_documents {self.max_documents}: choose at least 2, or leave it out")
-        if self.source != bigram_backcopy.NAME:
-            tokenizer.check(self.tokenizer, self.vocab_size)
-
-    def selection(self) -> sources.Selection:
-        """The part that concerns the source."""
-        return sources.Selection(
-            self.validation_fraction, self.text_field, self.subset, self.split, self.streaming, self.max_documents
-        )
+from data.shards import checksum, sync_folder, write_durably
+from data.text import file_entry, write_text
+from errors import InputError, Interrupted
 
 
 def prepare(options: PrepareOptions, progress: bool = True) -> Path:
@@ -97,31 +51,57 @@ def prepare(options: PrepareOptions, progress: bool = True) -> Path:
         if folder.exists():  # another process made it while this one waited
             return Corpus(folder).folder
         partial = root / f".{folder.name}.partial"
-        if partial.exists():
-            shutil.rmtree(partial)
+        shown = Progress(f"preparing {options.source}", source.total, shown=progress)
+        for path in partial.glob(".*"):  # a small file that a killed process was writing
+            path.unlink()
         try:
-            partial.mkdir()
-            shown = Progress(f"preparing {options.source}", source.total, shown=progress)
-            content = _write_task(partial, source) if synthetic else _write_text(partial, source, options, shown)
-            if source.identity() != identity:
-                raise InputError(f"data source {options.source} changed while it was read; prepare it again")
-            described = {
-                "format": manifest.FORMAT,
-                "kind": bigram_backcopy.NAME if synthetic else "text",
-                "source": {"name": options.source, **identity},
-                "options": {k: v for k, v in asdict(options).items() if k != "folder"},
-                "order": manifest.order_entry(),
-                **content,
-            }
-            manifest.write(partial, described)
-            write_stamp(partial, described)
+            described = _whole(partial) or _write(partial, source, identity, options, shown)
+            (partial / journal.NAME).unlink(missing_ok=True)
             os.rename(partial, folder)
             sync_folder(root)
-        except BaseException:  # Ctrl-C too: nothing half-written stays behind while there is someone to remove it
-            shutil.rmtree(partial, ignore_errors=True)
+        except BaseException as error:
+            # Half-written files stay only where the same command can go on from them.
+            interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
+            useful = any((partial / name).exists() for name in (journal.NAME, manifest.NAME))
+            if not (interrupted and useful):
+                shutil.rmtree(partial, ignore_errors=True)
             raise
         shown.finish(_summary(folder, described))
     return folder
+
+
+def _whole(partial: Path) -> dict[str, Any] | None:
+    """The manifest of a folder that lacks nothing but its name: its process was killed before it could rename it."""
+    if not (partial / manifest.NAME).exists():
+        return None
+    try:
+        corpus = Corpus(partial)
+        corpus.verify()
+    except InputError:
+        return None
+    return corpus.manifest
+
+
+def _write(
+    partial: Path, source: sources.Source, identity: dict[str, Any], options: PrepareOptions, shown: Progress
+) -> dict[str, Any]:
+    """Fill the folder, its manifest last, and return that."""
+    synthetic = options.source == bigram_backcopy.NAME
+    partial.mkdir(exist_ok=True)
+    content = _write_task(partial, source) if synthetic else write_text(partial, source, options, shown)
+    if source.identity() != identity:
+        raise InputError(f"data source {options.source} changed while it was read; prepare it again")
+    described = {
+        "format": manifest.FORMAT,
+        "kind": bigram_backcopy.NAME if synthetic else "text",
+        "source": {"name": options.source, **identity},
+        "options": {k: v for k, v in asdict(options).items() if k != "folder"},
+        "order": manifest.order_entry(),
+        **content,
+    }
+    manifest.write(partial, described)
+    write_stamp(partial, described)
+    return described
 
 
 def folder_name(options: PrepareOptions, identity: dict[str, Any]) -> str:
@@ -152,96 +132,7 @@ def _write_task(folder: Path, source: sources.Source) -> dict[str, Any]:
     pairs = bigram_backcopy.count_pairs(path.read_bytes() for path in source.paths)
     characters, counts = bigram_backcopy.transition_table(pairs)
     write_durably(folder / bigram_backcopy.TABLE, bigram_backcopy.table_file(counts))
-    return {"task": bigram_backcopy.task_entry(characters), "files": [_file_entry(folder / bigram_backcopy.TABLE)]}
-
-
-def _write_text(folder: Path, source: sources.Source, options: PrepareOptions, progress: Progress) -> dict[str, Any]:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said explicitly, the library does not warn after a fork
-    trained_on: dict[str, int] = {}
-    if isinstance(source, sources.Hub):
-        progress.say("asking the Hugging Face hub")
-    if options.tokenizer == "bpe":
-        progress.say(f"training a BPE of {options.vocab_size} tokens")
-        texts = (piece.text for piece in source.pieces() if not piece.validation)
-        chosen: tokenizer.Tokenizer = tokenizer.train_bpe(
-            tokenizer.sample(texts, BPE_SAMPLE, trained_on), options.vocab_size
-        )
-    elif options.tokenizer == "bytes":
-        chosen = tokenizer.Bytes()
-    else:
-        chosen = tokenizer.load(Path(options.tokenizer))
-
-    progress.say("tokenising")
-    dtype = token_dtype(chosen.vocab_size)
-    writers = {name: ShardWriter(folder, name, dtype) for name in ("train", "validation")}
-    documents = dict.fromkeys(writers, 0)
-    sizes = dict.fromkeys(writers, 0)
-    exact = chosen.token_bytes is not None
-    try:
-        for batch in _batches(source.pieces()):
-            encoded = chosen.encode([piece.text for piece in batch])
-            for piece, ids in zip(batch, encoded, strict=True):
-                name = "validation" if piece.validation else "train"
-                tokens = np.asarray(ids, dtype)
-                exact = exact and int(chosen.token_bytes[tokens].sum()) == piece.size
-                if piece.begins:
-                    writers[name].write(np.array([chosen.end_of_text], dtype))
-                    documents[name] += 1
-                writers[name].write(tokens)
-                sizes[name] += piece.size
-            progress.add(sum(piece.size for piece in batch), sum(map(len, encoded)))
-        splits = {
-            name: {
-                "documents": documents[name],
-                "tokens": writer.tokens,
-                "bytes": sizes[name],
-                "shards": [shard.as_dict() for shard in writer.finish()],
-            }
-            for name, writer in writers.items()
-        }
-    finally:
-        for writer in writers.values():
-            writer.abandon()
-    _check_sizes(options, splits)
-
-    files = []
-    if (saved := chosen.dumps()) is not None:
-        write_durably(folder / "tokenizer.json", saved.encode())
-        files.append(_file_entry(folder / "tokenizer.json"))
-    if exact:
-        np.save(folder / "token_bytes.npy", chosen.token_bytes)
-        files.append(_file_entry(folder / "token_bytes.npy"))
-    kind = options.tokenizer if options.tokenizer in tokenizer.NAMES else "file"
-    entry = {"kind": kind, "vocab_size": chosen.vocab_size, "end_of_text": chosen.end_of_text}
-    entry |= {"sha256": tokenizer.digest(chosen), "trained_on": trained_on or None}
-    return {"tokenizer": entry, "dtype": dtype.name, "splits": splits, "files": files}
-
-
-def _batches(pieces: Iterator[sources.Piece]) -> Iterator[list[sources.Piece]]:
-    batch: list[sources.Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += piece.size
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _check_sizes(options: PrepareOptions, splits: dict[str, Any]) -> None:
-    for name, split in splits.items():
-        if split["tokens"] < 2:
-            counts = ", ".join(f"{key}: {value['documents']} documents" for key, value in splits.items())
-            raise InputError(
-                f"data source {options.source} gives no text for {name} ({counts}); "
-                f"data.validation_fraction is {options.validation_fraction}"
-            )
-
-
-def _file_entry(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "size": path.stat().st_size, "sha256": checksum(path)}
+    return {"task": bigram_backcopy.task_entry(characters), "files": [file_entry(folder / bigram_backcopy.TABLE)]}
 
 
 def _summary(folder: Path, described: dict[str, Any]) -> str:

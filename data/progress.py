@@ -15,8 +15,12 @@ class Progress:
         self.title, self.total, self.shown = title, total, shown
         self.stream = stream or sys.stderr
         self.terminal = self.stream.isatty()
-        self.read = self.tokens = 0
+        self.read = self.tokens = self.earlier = 0
         self.started = self.last = time.monotonic()
+
+    def go_on(self, read: int) -> None:
+        """Begin behind bytes that an earlier process has read."""
+        self.read = self.earlier = read
 
     def add(self, read: int, tokens: int) -> None:
         """Count, and show where it is time to."""
@@ -38,8 +42,9 @@ class Progress:
             parts.append(f"{done:4.0%}")
         rate = self.tokens / max(seconds, 1e-9)
         parts.append(f"{self.read / 1e6:.1f} MB, {self.tokens / 1e6:.2f} M tokens, {rate:,.0f} tokens/s")
-        if self.total and self.read:
-            parts.append(f", {_duration(seconds * max(0, self.total - self.read) / self.read)} left")
+        if self.total and self.read > self.earlier:
+            left = seconds * max(0, self.total - self.read) / (self.read - self.earlier)
+            parts.append(f", {_duration(left)} left")
         return " ".join(parts).replace(" ,", ",")
 
     def say(self, what: str) -> None:

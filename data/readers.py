@@ -13,11 +13,16 @@ from errors import InputError
 PIECE = 1 << 18  # bytes of a text file that are in memory, and tokenised, at once
 
 
-def text_parts(path: Path, start: int, stop: int) -> Iterator[str]:
-    """Bytes start..stop of a text file in parts that end at line breaks where there are any."""
+def text_parts(path: Path, start: int, stop: int, begin: int) -> Iterator[str]:
+    """Bytes start..stop of a text file in parts that end at line breaks where there are any.
+
+    `begin` is `start`, or where a part ended: reading goes on there with the parts that would have followed.
+    """
     with _opened(path) as file:
-        file.seek(start)
-        kept, position = b"", start
+        # Blocks are counted from `start`. The one that holds `begin` was read before, and what lies behind it was kept.
+        position = min(stop, start + -(-(begin - start) // PIECE) * PIECE)
+        file.seek(begin)
+        kept = file.read(position - begin)
         while position < stop:
             content = file.read(min(PIECE, stop - position))
             if not content:
@@ -51,11 +56,17 @@ def line_start(path: Path, offset: int) -> int:
     return offset + next((i for i, byte in enumerate(content) if byte & 0xC0 != 0x80), 0)
 
 
-def json_records(path: Path, field: str) -> Iterator[str]:
-    """The text of each line's `field`; blank lines are skipped. A bad line is named by its number, from 1."""
+def json_records(path: Path, field: str, offset: int, row: int) -> Iterator[tuple[str, int, int]]:
+    """The text of each line's `field`, and the place behind it: (text, byte offset, lines read).
+
+    Begins at such a place, which is (0, 0) for the whole file. Blank lines are skipped. A bad line is named by its
+    number, from 1.
+    """
     with _opened(path) as file:
-        for number, line in enumerate(file, 1):
+        file.seek(offset)
+        for number, line in enumerate(file, row + 1):
             place = f"{path} line {number}"
+            offset += len(line)
             if b"\0" in line:
                 raise InputError(f"{place} holds a NUL byte: the file is binary, not JSONL")
             if not line.strip():
@@ -69,11 +80,11 @@ def json_records(path: Path, field: str) -> Iterator[str]:
                 raise InputError(f"{place} is not JSON: {error}{cut}") from error
             if not isinstance(record, dict):
                 raise InputError(f"{place} is a JSON {type(record).__name__}, not an object with a '{field}' field")
-            yield field_of(record, field, place)
+            yield field_of(record, field, place), offset, number
 
 
-def parquet_records(path: Path, field: str) -> Iterator[str]:
-    """The text of each row's `field`, some rows at a time."""
+def parquet_records(path: Path, field: str, offset: int, row: int) -> Iterator[tuple[str, int, int]]:
+    """The text of each row's `field` from `row` on, some rows at a time, as `json_records` gives it; offsets are 0."""
     import pyarrow
     import pyarrow.parquet
 
@@ -82,11 +93,16 @@ def parquet_records(path: Path, field: str) -> Iterator[str]:
             columns = file.schema_arrow.names
             if field not in columns:
                 raise InputError(_absent(str(path), field, columns, "column"))
-            number = 0
-            for batch in file.iter_batches(batch_size=256, columns=[field]):
-                for value in batch.column(0).to_pylist():
-                    yield _text_value(value, field, f"{path} row {number}")
-                    number += 1
+            first = 0
+            for group in range(file.num_row_groups):
+                first, number = first + file.metadata.row_group(group).num_rows, first
+                if first <= row:
+                    continue
+                for batch in file.iter_batches(batch_size=256, row_groups=[group], columns=[field]):
+                    for value in batch.column(0).to_pylist():
+                        number += 1
+                        if number > row:
+                            yield _text_value(value, field, f"{path} row {number - 1}"), 0, number
     except InputError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a damaged page is not UTF-8

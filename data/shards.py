@@ -59,19 +59,45 @@ def sync_folder(folder: Path) -> None:
 
 
 class ShardWriter:
-    """Appends tokens to one split's shards, `prefix-00000.bin` and so on, and hashes them on the way."""
+    """Appends tokens to one split's shards, `prefix-00000.bin` and so on, and hashes them on the way.
 
-    def __init__(self, folder: Path, prefix: str, dtype: np.dtype[Any], shard_tokens: int = SHARD_TOKENS):
+    begun: what `sync` returned, to go on from there. What was written behind it is cut off. Raises ValueError where the
+    files are not what they were then.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str,
+        dtype: np.dtype[Any],
+        shard_tokens: int = SHARD_TOKENS,
+        begun: dict[str, Any] | None = None,
+    ):
         self.folder, self.prefix, self.dtype, self.shard_tokens = folder, prefix, dtype, shard_tokens
-        self.shards: list[Shard] = []
-        self.tokens = 0
+        self.shards = [Shard(**shard) for shard in begun["shards"]] if begun else []
+        self.tokens = sum(shard.tokens for shard in self.shards)
+        for shard in self.shards:
+            if checksum(folder / shard.file) != shard.sha256:
+                raise ValueError(f"{shard.file} is damaged")
         self._open()
+        if begun:
+            self._go_on(begun["open"]["tokens"], begun["open"]["sha256"])
 
     def _open(self) -> None:
         self._path = self.folder / f"{self.prefix}-{len(self.shards):05d}.bin"
-        self._file = self._path.open("wb")
+        self._file = self._path.open("ab")
         self._hash = hashlib.sha256()
         self._in_shard = 0
+
+    def _go_on(self, tokens: int, sha256: str) -> None:
+        self._file.truncate(tokens * self.dtype.itemsize)
+        with self._path.open("rb") as file:
+            while content := file.read(1 << 22):
+                self._hash.update(content)
+        if self._hash.hexdigest() != sha256:
+            raise ValueError(f"{self._path.name} is damaged")
+        self._in_shard = tokens
+        self.tokens += tokens
 
     def write(self, tokens: npt.NDArray[Any]) -> None:
         """Append tokens (n,) of the writer's dtype; a full shard is closed and the next one begun."""
@@ -80,6 +106,7 @@ class ShardWriter:
             if self._in_shard == self.shard_tokens:
                 self._close_shard()
                 self._open()
+                self._file.truncate(0)  # what a killed process wrote behind the state that this one goes on from
             part = tokens[start : start + self.shard_tokens - self._in_shard]
             content = part.tobytes()
             self._file.write(content)
@@ -87,6 +114,13 @@ class ShardWriter:
             self._in_shard += len(part)
             self.tokens += len(part)
             start += len(part)
+
+    def sync(self) -> dict[str, Any]:
+        """Make what is written durable, and describe it for a process that goes on from here."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        shards = [shard.as_dict() for shard in self.shards]
+        return {"shards": shards, "open": {"tokens": self._in_shard, "sha256": self._hash.hexdigest()}}
 
     def _close_shard(self) -> None:
         self._file.flush()
@@ -101,7 +135,7 @@ class ShardWriter:
         return self.shards
 
     def abandon(self) -> None:
-        """Close the open file without recording it: the folder is about to be removed."""
+        """Close the open file without recording it."""
         self._file.close()
 
 

@@ -19,8 +19,9 @@ import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.mixing import bits
 from data.readers import (
@@ -42,14 +43,26 @@ _CONTENT_HASH_LIMIT = 1 << 26  # up to 64 MiB a source is identified by its cont
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
-@dataclass(frozen=True)
-class Piece:
+class Position(NamedTuple):
+    """How far a source has been read."""
+
+    file: int = 0  # its number in the order of the names
+    offset: int = 0  # bytes of that file
+    row: int = 0  # lines (JSONL) or rows (Parquet) of that file
+    records: int = 0  # of the whole source
+
+
+START = Position()
+
+
+class Piece(NamedTuple):
     """A stretch of text: a whole document, or a part of a large file (`begins` on its first part)."""
 
     text: str
     size: int  # bytes of UTF-8
     validation: bool
-    begins: bool = True
+    begins: bool
+    after: Position  # where reading goes on behind this piece
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,12 @@ class Source:
         """What the corpus's folder name is made from: changes whenever the source's content does."""
         raise NotImplementedError
 
-    def pieces(self) -> Iterator[Piece]:
-        """Every document, in a fixed order."""
+    def pieces(self, start: Position = START, training: bool = True) -> Iterator[Piece]:
+        """The documents from `start` on, in a fixed order.
+
+        Without `training` only those that are held out and are found without reading the others: files and the tail
+        of a text file, but not records.
+        """
         raise NotImplementedError
 
 
@@ -141,25 +158,31 @@ class Files(Source):
             state.update(f"{name}\0{mark}\n".encode())
         return {"files": len(self.paths), "bytes": self.total, "sha256": state.hexdigest(), "by_content": by_content}
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, start: Position = START, training: bool = True) -> Iterator[Piece]:
         """Documents file by file, in the order of their names."""
         files = list(zip(self.paths, self.names(), self.sizes, strict=True))
         held_out, cut = _choose_files([(n, s) for p, n, s in files if not _holds_records(p)], self.selection.fraction)
-        records = 0
-        for path, name, size in files:
+        records = start.records
+        for number, (path, name, size) in enumerate(files[start.file :], start.file):
+            _, offset, row, _ = start if number == start.file else START
             if _holds_records(path):
+                if not training:
+                    continue
                 read = parquet_records if path.suffix.lower() == ".parquet" else json_records
-                for text in read(path, self.selection.text_field):
+                for text, offset_after, row_after in read(path, self.selection.text_field, offset, row):
                     if records == self.selection.max_documents:
                         return
-                    yield _record(text, records, self.selection)
                     records += 1
-            elif name == cut:
+                    yield _record(text, self.selection, Position(number, offset_after, row_after, records))
+                continue
+            middle = size
+            if name == cut:
                 middle = line_start(path, size - int(size * self.selection.fraction))
-                yield from _document(path, 0, middle, validation=False)
-                yield from _document(path, middle, size, validation=True)
-            else:
-                yield from _document(path, 0, size, validation=name in held_out)
+            elif name in held_out:
+                middle = 0
+            for first, last, validation in ((0, middle, False), (middle, size, True)):
+                if training or validation:
+                    yield from _document(path, first, last, validation, max(first, offset), number, records)
 
 
 class Stdlib(Files):
@@ -196,14 +219,14 @@ class Hub(Source):
         """The name and what is taken of it: the hub's content is not known before it is read."""
         return {"hub": self.name, "subset": self.selection.subset, "split": self.selection.split}
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, start: Position = START, training: bool = True) -> Iterator[Piece]:
         """One record a document, in the dataset's order."""
-        for number, text in enumerate(self._texts()):
-            if number == self.selection.max_documents:
+        for records, text in enumerate(self._texts(start.records) if training else (), start.records):
+            if records == self.selection.max_documents:
                 return
-            yield _record(text, number, self.selection)
+            yield _record(text, self.selection, Position(records=records + 1))
 
-    def _texts(self) -> Iterator[str]:
+    def _texts(self, skipped: int) -> Iterator[str]:
         import datasets
         from huggingface_hub import logging
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -214,7 +237,7 @@ class Hub(Source):
         place = f"Hugging Face dataset '{self.name}'"
         try:
             rows = datasets.load_dataset(self.name, choice.subset, split=choice.split, streaming=choice.streaming)
-            for row in rows:
+            for row in rows.skip(skipped) if skipped else rows:
                 yield field_of(row, choice.text_field, place)
         except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, TimeoutError) as error:
             raise InputError(f"{place}: the hub cannot be reached ({first_line(error)}){self.note}") from error
@@ -244,12 +267,24 @@ def _holds_records(path: Path) -> bool:
     return path.suffix.lower() in RECORD_SUFFIXES
 
 
-def _document(path: Path, start: int, stop: int, *, validation: bool) -> Iterator[Piece]:
-    for number, text in enumerate(text_parts(path, start, stop)):
-        yield Piece(text, len(text.encode()), validation, begins=number == 0)
+def _document(
+    path: Path, start: int, stop: int, validation: bool, begin: int, number: int, records: int
+) -> Iterator[Piece]:
+    """Bytes start..stop of a text file as one document, from `begin` on."""
+    if begin >= stop:
+        return
+    for text in text_parts(path, start, stop, begin):
+        size = len(text.encode())
+        yield Piece(text, size, validation, begin == start, Position(number, begin + size, 0, records))
+        begin += size
 
 
-def _record(text: str, number: int, selection: Selection) -> Piece:
-    block = max(1, round(1 / selection.fraction))
-    chosen = int(bits(0x73706C6974, number // block)[0] % block)
-    return Piece(text, len(text.encode()), number % block == chosen)
+def _record(text: str, selection: Selection, after: Position) -> Piece:
+    number, block = after.records - 1, max(1, round(1 / selection.fraction))
+    return Piece(text, len(text.encode()), number % block == _held_out(number // block, block), True, after)
+
+
+@lru_cache(maxsize=8)  # asked for once a record, and slower than the rest of a short one
+def _held_out(number: int, size: int) -> int:
+    """Which record of block `number` goes to validation."""
+    return int(bits(0x73706C6974, number)[0] % size)

@@ -79,7 +79,7 @@ class Library:
     """A tokenizer of the `tokenizers` library, trained here or loaded."""
 
     def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
+        self.library = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # "<|endoftext|>" inside a text is text: documents are marked by id
@@ -91,23 +91,26 @@ class Library:
 
     def encode(self, texts: Sequence[str]) -> list[list[int] | npt.NDArray[Any]]:
         """The tokens of each text, on all cores."""
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [e.ids for e in self.library.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens; special tokens are left out."""
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return self.library.decode(list(tokens), skip_special_tokens=True)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """Each token decoded alone."""
-        return [self._tokenizer.decode([token], skip_special_tokens=False) for token in tokens]
+        return [self.library.decode([token], skip_special_tokens=False) for token in tokens]
 
     def dumps(self) -> str:
         """The content of tokenizer.json."""
-        return self._tokenizer.to_str()
+        return self.library.to_str()
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Library:
-    """Train a byte-level BPE of `vocab_size` tokens (GPT-2's word pattern, no normalisation: nothing is lost)."""
+def train_bpe(texts: Iterable[str], vocab_size: int, bars: bool = False) -> Library:
+    """Train a byte-level BPE of `vocab_size` tokens (GPT-2's word pattern, no normalisation: nothing is lost).
+
+    bars: show the library's progress bars, which are for a terminal.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -117,7 +120,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Library:
         vocab_size=vocab_size,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=[END_OF_TEXT],
-        show_progress=False,
+        show_progress=bars,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return Library(tokenizer)

@@ -53,7 +53,8 @@ def plan(arguments: Arguments) -> list[Job]:
     Raises InputError for anything that a run would refuse, a variant given twice, or a directory of another run.
     """
     from data.corpus import Corpus
-    from data.prepare import PrepareOptions, prepare
+    from data.options import PrepareOptions
+    from data.prepare import prepare
     from models.attention import label
     from training import cli
     from training.run_directory import RunDirectory

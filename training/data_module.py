@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from data.corpus import Corpus
 from data.loading import Batch, SliceSampler, TrainDataset, ValidationDataset
-from data.prepare import PrepareOptions, prepare
+from data.options import PrepareOptions
+from data.prepare import prepare
 from errors import InputError
 
 
@@ -37,6 +38,7 @@ class CorpusData(LightningDataModule):
         split: A hub dataset's split to read.
         streaming: Read a hub dataset without downloading all of it.
         max_documents: Stop after so many documents.
+        max_tokens: End the training split at exactly so many tokens.
         folder: Where corpora are kept.
         batch_size: Sequences in a micro-batch, on each rank.
         context: Tokens in a sequence; the network's context.
@@ -56,6 +58,7 @@ class CorpusData(LightningDataModule):
         split: str = "train",
         streaming: bool = False,
         max_documents: int | None = None,
+        max_tokens: int | None = None,
         folder: str = "runs/data",
         batch_size: int = 16,
         context: int = 256,

@@ -40,6 +40,7 @@ data
                                 or hub:OWNER/NAME [stdlib]
   --data.tokenizer T            bpe, bytes, or the path of a tokenizer.json [bpe]
   --data.vocab_size N           tokens of a trained BPE [2048]
+  --data.max_tokens N           end the training split at exactly N tokens [null: the whole source]
   --data.batch_size N           sequences in a micro-batch, on each device [16]
   --data.validation_sequences N [null: all of the held-out text]
 """

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from data.corpus import Corpus
-from data.prepare import PrepareOptions, prepare
+from data.options import PrepareOptions
+from data.prepare import prepare
 
 WORDS = "def return import self value list — naïve 数据 🙂 print for in range while\tNone True False lambda"
 

@@ -78,6 +78,36 @@ def test_tokens_across_shards(tmp_path):
         split.read(990, 1001)
 
 
+def test_a_writer_goes_on_from_where_another_was_in_step_with_the_disk(tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 60000, 300).astype("<u2")
+    options = {"prefix": "train", "dtype": np.dtype("<u2"), "shard_tokens": 64}
+    writer = ShardWriter(tmp_path, **options)
+    writer.write(tokens[:150])
+    begun = writer.sync()
+    writer.write(tokens[:100])  # lost: the process was killed, but its files are longer than it said
+    writer.abandon()
+    again = ShardWriter(tmp_path, **options, begun=begun)
+    assert again.tokens == 150
+    again.write(tokens[150:])
+    shards = again.finish()
+    split = TokenSplit(tmp_path, shards, np.dtype("<u2"))
+    assert np.array_equal(split.read(0, 300), tokens)
+    assert all((tmp_path / shard.file).stat().st_size == shard.size for shard in shards)
+    for file in ("train-00000.bin", "train-00002.bin"):
+        spoil(tmp_path / file, offset=0)
+        with pytest.raises(ValueError, match=f"{file} is damaged"):
+            ShardWriter(tmp_path, **options, begun=begun)
+        spoil(tmp_path / file, offset=0)
+
+
+def test_starts_count_the_text_before_each_document(bpe_corpus):
+    for name, split in (("train", bpe_corpus.train), ("validation", bpe_corpus.validation)):
+        (entry,) = bpe_corpus.manifest["splits"][name]["starts"]
+        starts = np.fromfile(bpe_corpus.folder / entry["file"], "<i8")
+        marks = np.flatnonzero(split.read(0, len(split)) == bpe_corpus.tokenizer.end_of_text)
+        assert np.array_equal(starts, marks - np.arange(len(marks)))
+
+
 def test_a_worker_maps_the_files_again(bytes_corpus):
     message = pickle.dumps(bytes_corpus.train)
     assert len(message) < 2000

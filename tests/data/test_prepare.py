@@ -3,8 +3,8 @@
 import ctypes
 import ctypes.util
 import io
+import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from data.corpus import Corpus
-from data.prepare import PrepareOptions, prepare
+from data.options import PrepareOptions
+from data.prepare import prepare
 from data.progress import Progress
 from errors import InputError
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
 import sys
-from data.prepare import PrepareOptions, prepare
+from data.options import PrepareOptions
+from data.prepare import prepare
 print(prepare(PrepareOptions(source=sys.argv[1], folder=sys.argv[2], vocab_size=600)))
 """
 
@@ -98,35 +100,6 @@ def test_a_saved_tokenizer_gives_the_shards_of_the_one_that_was_trained(text_fol
     assert np.array_equal(again.token_bytes, bpe_corpus.token_bytes)
 
 
-def test_killed_in_the_middle_then_redone(large_file, tmp_path):
-    process = start(large_file, tmp_path)
-    wait_for(lambda: list(tmp_path.glob(".*.partial/train-00000.bin")), process)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    (partial,) = tmp_path.glob(".*.partial")
-    assert not [n for n in names(tmp_path) if not n.startswith(".")]
-    (partial / "left-behind").touch()
-
-    process = start(large_file, tmp_path)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    folder = Path(out.strip())
-    assert names(tmp_path) == [folder.name]
-    assert not (folder / "left-behind").exists()
-    corpus = Corpus(folder)
-    corpus.verify()
-    assert sum(s["bytes"] for s in corpus.manifest["splits"].values()) == large_file.stat().st_size
-
-
-def test_interrupted_leaves_nothing(large_file, tmp_path):
-    process = start(large_file, tmp_path)
-    wait_for(lambda: list(tmp_path.glob(".*.partial/train-00000.bin")), process)
-    process.send_signal(signal.SIGINT)
-    process.communicate()
-    assert process.returncode != 0
-    assert names(tmp_path) == []
-
-
 def test_two_processes_at_once_make_one_corpus(large_file, tmp_path):
     first = start(large_file, tmp_path)
     wait_for(lambda: list(tmp_path.glob(".*.partial")), first)
@@ -177,6 +150,38 @@ def test_damaged_corpus_is_named_and_not_overwritten(text_folder, make, tmp_path
         make(text_folder, tmp_path, tokenizer="bytes")
 
 
+@pytest.mark.parametrize("limit", [2, 1000, 30_000])
+def test_a_budget_of_tokens_is_met_exactly(text_folder, make, bytes_corpus, tmp_path, limit):
+    corpus = make(text_folder, tmp_path, tokenizer="bytes", validation_fraction=0.2, max_tokens=limit)
+    whole, cut = bytes_corpus.train, corpus.train
+    assert len(cut) == limit
+    assert np.array_equal(cut.read(0, limit), whole.read(0, limit))
+    assert corpus.token_bytes[cut.read(0, limit)].sum() == corpus.manifest["splits"]["train"]["bytes"]
+    # What is held out does not depend on the budget.
+    assert corpus.manifest["splits"]["validation"] == bytes_corpus.manifest["splits"]["validation"]
+    assert corpus.folder.name != bytes_corpus.folder.name
+
+
+def test_a_budget_of_tokens_holds_out_what_was_read_of_records_and_the_tail_of_a_text(make, tmp_path, text_of):
+    book, records = tmp_path / "book.txt", tmp_path / "records.jsonl"
+    book.write_text(text_of(50_000))
+    documents = [text_of(500, seed=i) for i in range(100)]
+    records.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    options = {"tokenizer": "bytes", "validation_fraction": 0.1}
+    few, all_of = (make(book, tmp_path, **options, max_tokens=limit) for limit in (1000, 10**9))
+    assert few.manifest["splits"]["validation"] == all_of.manifest["splits"]["validation"]
+    few, all_of = (make(records, tmp_path, **options, max_tokens=limit) for limit in (10_000, None))
+    held_out = len(few.validation)
+    assert len(few.train) == 10_000
+    assert 0 < held_out < 0.5 * len(all_of.validation)
+    assert np.array_equal(few.validation.read(0, held_out), all_of.validation.read(0, held_out))
+
+
+def test_a_budget_beyond_the_source_changes_nothing_but_the_name(text_folder, make, bytes_corpus, tmp_path):
+    corpus = make(text_folder, tmp_path, tokenizer="bytes", validation_fraction=0.2, max_tokens=10**9)
+    assert corpus.hash == bytes_corpus.hash
+
+
 def test_source_that_changes_while_it_is_read(tmp_path, text_of, monkeypatch):
     from data import sources
 
@@ -184,8 +189,8 @@ def test_source_that_changes_while_it_is_read(tmp_path, text_of, monkeypatch):
     path.write_text(text_of(4000))
     read = sources.Files.pieces
 
-    def pieces_and_growth(self):
-        yield from read(self)
+    def pieces_and_growth(self, *position):
+        yield from read(self, *position)
         with path.open("a") as file:
             file.write("more\n")
 
@@ -201,6 +206,8 @@ def test_source_that_changes_while_it_is_read(tmp_path, text_of, monkeypatch):
         ({"validation_fraction": 0.0}, "data.validation_fraction 0.0: choose above 0 and at most 0.5"),
         ({"validation_fraction": 0.6}, "at most 0.5"),
         ({"max_documents": 1}, "data.max_documents 1"),
+        ({"max_tokens": 1}, "data.max_tokens 1: choose at least 2"),
+        ({"source": "bigram_backcopy", "max_tokens": 9}, "data.max_tokens 9: bigram_backcopy is endless"),
         ({"vocab_size": 200}, "at least 257"),
         ({"tokenizer": "bqe"}, "did you mean 'bpe'?"),
         ({"source": "stdlbi"}, "did you mean 'stdlib'?"),
@@ -245,6 +252,10 @@ def test_progress_on_a_terminal_and_in_a_log(monkeypatch):
     log.seek(0)
     progress.say("training")
     assert log.getvalue().startswith("preparing x: training\n")
+    progress = Progress("x", 40_000_000, stream=io.StringIO())
+    progress.go_on(30_000_000)
+    progress.add(5_000_000, 2_000_000)
+    assert progress.line(2.0) == "x:  88% 35.0 MB, 2.00 M tokens, 1,000,000 tokens/s, 2 s left"
     unknown = Progress("x", None, stream=io.StringIO())
     unknown.add(5_000_000, 1_000_000)
     assert unknown.line(2.0) == "x: 5.0 MB, 1.00 M tokens, 500,000 tokens/s"

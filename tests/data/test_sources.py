@@ -109,6 +109,45 @@ def test_parquet_and_folder_of_records(tmp_path):
     assert len(texts(source, True)) == 100
 
 
+def goes_on_anywhere(source):
+    """Reading from behind any piece gives the pieces that follow it."""
+    pieces = list(source.pieces())
+    assert len(pieces) > 20
+    for number in range(0, len(pieces), 1 + len(pieces) // 60):
+        assert list(source.pieces(pieces[number].after)) == pieces[number + 1 :]
+    return pieces
+
+
+def test_reading_goes_on_behind_any_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "PIECE", 7)
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name, content in (("a", "naïve 数据\n🙂🙂\n" * 6), ("b", "🙂数据é" * 15), ("c", "a\n" * 10), ("d", "")):
+        (folder / f"{name}.txt").write_bytes(content.encode())
+    lines = "\n\n".join(json.dumps({"text": f"line {i} é"}) for i in range(30))
+    (folder / "b.jsonl").write_text(lines)
+    (folder / "c.jsonl").write_text(lines)
+    pq.write_table(pa.table({"text": [f"row {i}" for i in range(50)]}), folder / "b.parquet", row_group_size=9)
+    pieces = goes_on_anywhere(find(str(folder), Selection(0.3)))
+    assert {piece.validation for piece in pieces} == {False, True}
+    goes_on_anywhere(find(str(folder), Selection(0.3, max_documents=37)))
+    tail = goes_on_anywhere(find(str(folder / "b.txt"), Selection(0.4)))
+    assert [piece.begins for piece in tail].count(True) == 2
+    # What is held out is found from anywhere without the rest; a record only by reading those before it.
+    source = find(str(folder), Selection(0.3))
+    expected = [piece.text for piece in pieces if piece.validation and piece.after.row == 0]
+    assert [piece.text for piece in source.pieces(training=False)] == expected != []
+
+
+def test_a_bad_line_is_named_by_its_number_in_the_file_when_reading_goes_on(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": "b"}\n{"tex\n')
+    source = find(str(path), TENTH)
+    first = next(source.pieces())
+    with pytest.raises(InputError, match="line 4 is not JSON"):
+        list(source.pieces(first.after))
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_datasets_library_reads_fields_and_splits(tmp_path, monkeypatch, streaming):
     # A local folder goes through the same call of `datasets` as a name of the hub.
@@ -123,6 +162,9 @@ def test_datasets_library_reads_fields_and_splits(tmp_path, monkeypatch, streami
     choice = Selection(0.1, text_field="story", split="test", streaming=streaming)
     source = find(f"hub:{folder}", choice)
     assert texts(source) == [f"unseen {i}" for i in range(20)]
+    pieces = list(source.pieces())
+    assert list(source.pieces(pieces[7].after)) == pieces[8:]
+    assert list(source.pieces(training=False)) == []
     assert len(texts(source, True)) == 2
     choice = Selection(0.1, text_field="story", split="tset", streaming=streaming)
     assert "test" in refused(f"hub:{folder}", choice)

@@ -1,0 +1,86 @@
+"""What `prepare` costs over the tokenizer alone: a JSONL file read, tokenised and written, beside `encode_batch`.
+
+    python -m benchmarks.prepare [--megabytes 8] [--rounds 5]
+
+The text is the standard library's own sources, a file a record; the tokenizer is a BPE trained on it beforehand. The
+peer is the `tokenizers` library's `encode_batch` on the same texts, all in memory and in one call, on the same cores.
+Reading alone says what would be added to that if nothing overlapped. Wall time: all of it runs on all cores.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from benchmarks.timing import table, take_turns
+from data import sources, tokenizer
+from data.corpus import Corpus
+from data.options import PrepareOptions
+from data.prepare import prepare
+
+
+def write_source(path: Path, size: int) -> None:
+    """About `size` bytes of JSONL: the standard library's files, again from the first one where they are too few."""
+    library = sources.find("stdlib", sources.Selection(0.05))
+    written = 0
+    with path.open("w") as file:
+        while written < size:
+            for piece in library.pieces():
+                if written >= size:
+                    break
+                file.write(json.dumps({"text": piece.text}) + "\n")
+                written += piece.size
+
+
+def measured(megabytes: float, rounds: int, folder: Path) -> Iterator[list[str]]:
+    """Table rows: name, seconds, tokens a second, speed as a ratio to `encode_batch`."""
+    path = folder / "records.jsonl"
+    write_source(path, int(megabytes * 1e6))
+    source = sources.find(str(path), sources.Selection(0.05))
+    texts = [piece.text for piece in source.pieces()]
+    trained = tokenizer.train_bpe(texts, 2048)
+    (folder / "tokenizer.json").write_text(trained.dumps())
+    library = trained.library
+    number = count()
+
+    def whole() -> Path:
+        place = folder / str(next(number))
+        options = PrepareOptions(source=str(path), tokenizer=str(folder / "tokenizer.json"), folder=str(place))
+        return prepare(options, progress=False)
+
+    corpus = Corpus(whole())
+    tokens = len(corpus.train) + len(corpus.validation)
+    timings = take_turns(
+        {
+            "encode_batch": lambda: library.encode_batch(texts, add_special_tokens=False),
+            "prepare": whole,
+            "reading alone": lambda: [len(piece.text) for piece in source.pieces()],
+        },
+        rounds=rounds,
+        warmup=0,
+    )
+    for place in folder.glob("[0-9]*"):
+        shutil.rmtree(place)
+    for name, timing in timings.items():
+        ratio = timing.speed_ratio(timings["encode_batch"])
+        yield [name, f"{timing.median:.2f}", f"{tokens / timing.median:,.0f}", f"{ratio:.2f}"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(prog="benchmarks.prepare", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--megabytes", type=float, default=8, help="of text (default 8)")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(measured(options.megabytes, options.rounds, Path(folder)))
+    title = f"\nprepare, {options.megabytes:g} MB of JSONL, {len(os.sched_getaffinity(0))} cores"
+    print(table(title, ["", "s", "tokens/s", "speed / encode_batch"], rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
