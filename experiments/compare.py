@@ -75,8 +75,13 @@ def plan(arguments: Arguments) -> list[Job]:
                 *(f"--model.attention={_flow(spec)}", f"--seed_everything={seed}", f"--out={out}"),
                 *arguments.overrides,
             )
-            config = cli.check(list(argv))
-            finished = RunDirectory(out).enter(config)
+            checked = cli.plan(list(argv))
+            config = checked.config
+            finished = RunDirectory(out).enter(config, checked.split)
+            if checked.split.world > 1 and arguments.jobs > 1:
+                raise InputError(
+                    f"--jobs {arguments.jobs}: runs of {checked.split.world} ranks each take all devices; give --jobs 1"
+                )
             jobs.append(Job(str(arguments.out), name, seed, out, argv, config["trainer"]["max_steps"], finished))
     if not all(job.finished for job in jobs):
         data, network = config["data"], config["model"]["network"]  # the same for all runs

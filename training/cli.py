@@ -23,13 +23,18 @@ from training.run_directory import RunDirectory, differences
 TRAIN_PY = Path(__file__).resolve().parent.parent / "train.py"
 
 
-def check(argv: list[str]) -> dict[str, Any]:
-    """The configuration that a `fit` with these arguments would write to config.yaml; nothing is written or trained.
+def plan(argv: list[str]) -> Plan:
+    """What a `fit` with these arguments would do; nothing is written or trained.
 
     InputError: the first thing that is wrong with it. The corpus is not looked at.
     """
     with _quiet():
-        return CommandLine("fit", argv).plan().config
+        return CommandLine("fit", argv).plan()
+
+
+def check(argv: list[str]) -> dict[str, Any]:
+    """The configuration that a `fit` with these arguments would write to config.yaml. InputError as in `plan`."""
+    return plan(argv).config
 
 
 def run(argv: list[str]) -> int:
@@ -47,7 +52,7 @@ def run(argv: list[str]) -> int:
             return _train(command, plan)
         directory = RunDirectory(plan.out)
         with directory.occupied():
-            if directory.enter(plan.config):
+            if directory.enter(plan.config, plan.split):
                 print(f"{plan.out} is finished, {plan.config['trainer']['max_steps']} steps; another --out repeats it")
                 return 0
             status = directory.status()
@@ -88,7 +93,9 @@ def _train(command: CommandLine, plan: Plan) -> int:
     trainer, model, data, stop = command.make(plan)
     data.prepare_data()  # before the directory is written: a source that cannot be read leaves nothing behind
     if trainer.is_global_zero:
-        directory.record(plan.config, list(sys.argv), trainer.strategy.root_device.type)
+        if data.tokens_wanted is not None:
+            logging.getLogger("sinkless").info("%s", plan.split)
+        directory.record(plan.config, list(sys.argv), trainer.strategy.root_device.type, plan.split)
     trainer.fit(model, data, ckpt_path=checkpoint)
     if trainer.is_global_zero:
         done = "finished" if trainer.global_step >= trainer.max_steps else "stopped and saved"

@@ -26,6 +26,7 @@ from training.data_module import CorpusData
 from training.module import LanguageModel
 from training.parser import Parser, check_config_file
 from training.run_directory import RunDirectory
+from training.split import Split, accumulation
 from training.strategies import FullySharded, resolve
 
 # Trainer arguments that are no options here: the order of the data, the checkpoints, the cadences and the length of a
@@ -52,10 +53,12 @@ class Plan:
     """A command line, resolved and checked.
 
     config: what config.yaml holds: plain dicts, lists, strings and numbers, the attention in its canonical form.
-    out: the run directory. checkpoint: `--ckpt_path` as given. stop_after: the optimizer step to stop at, or None.
+    split: how this start splits the global batch. out: the run directory. checkpoint: `--ckpt_path` as given.
+    stop_after: the optimizer step to stop at, or None.
     """
 
     config: dict[str, Any]
+    split: Split
     out: Path
     checkpoint: str | None
     stop_after: int | None
@@ -102,7 +105,18 @@ class CommandLine(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Trainer, model and data."""
         parser.add_class_arguments(
-            Trainer, "trainer", skip={*ABSENT, "precision"}, instantiate=False, fail_untyped=False, sub_configs=True
+            Trainer,
+            "trainer",
+            skip={*ABSENT, "precision", "accumulate_grad_batches"},
+            instantiate=False,
+            fail_untyped=False,
+            sub_configs=True,
+        )
+        parser.add_argument(
+            "--trainer.accumulate_grad_batches",
+            type=int | None,
+            default=None,
+            help="Micro-batches in an optimizer step; null: 1, or what data.tokens_per_step takes.",
         )
         parser.add_argument(
             "--trainer.precision",
@@ -159,9 +173,17 @@ class CommandLine(LightningCLI):
         shape = AttentionShape(network.width, network.heads, network.groups, network.head_dim, network.context)
         build(config.model.attention, shape, config.model.backend)
         Stop(config.get("stop_after"))
-        self._trainer(made, default_root_dir=".", logger=False)
+        trainer = self._trainer(made, default_root_dir=".", logger=False)
+        split = Split(
+            trainer.num_nodes,
+            trainer.num_devices,
+            type(trainer.strategy).__name__,
+            made.data.batch_size,
+            trainer.accumulate_grad_batches,
+            made.data.context,
+        )
         out = Path(config.out or default_out(self.words.configs, label(config.model.attention), seed))
-        return Plan(self._plain(out), out, config.ckpt_path, config.get("stop_after"))
+        return Plan(self._plain(out), split, out, config.ckpt_path, config.get("stop_after"))
 
     def make(self, plan: Plan) -> tuple[Trainer, LanguageModel, CorpusData, Stop]:
         """The objects of a run, seeded."""
@@ -189,15 +211,20 @@ class CommandLine(LightningCLI):
 
     def _trainer(self, made: Namespace, **arguments: Any) -> Trainer:
         options = {**made.trainer.as_dict(), **FIXED, "enable_progress_bar": False, **arguments}
+        given = options.pop("accumulate_grad_batches")
         strategy = resolve(options["strategy"])
         try:
             trainer = Trainer(**{**options, "strategy": strategy})
             if trainer.world_size == 1 and isinstance(strategy, FullySharded):  # nothing to shard
                 trainer = Trainer(**{**options, "strategy": "auto"})
-            return trainer
         except (MisconfigurationException, ValueError, TypeError) as error:
-            given = ", ".join(f"{name}: {options[name]}" for name in ("accelerator", "devices", "strategy"))
-            raise InputError(f"trainer ({given}): {' '.join(str(error).split())}") from error
+            machine = ", ".join(f"{name}: {options[name]}" for name in ("accelerator", "devices", "strategy"))
+            raise InputError(f"trainer ({machine}): {' '.join(str(error).split())}") from error
+        data, world = made.data, trainer.num_nodes * trainer.num_devices
+        trainer.accumulate_grad_batches = accumulation(
+            data.tokens_wanted, given, batch_size=data.batch_size, context=data.context, world=world
+        )
+        return trainer
 
     def _plain(self, out: Path) -> dict[str, Any]:
         """The configuration as config.yaml holds it: linked values left out, since they follow from the others."""

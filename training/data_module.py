@@ -26,7 +26,8 @@ from errors import InputError
 class CorpusData(LightningDataModule):
     """Prepares the source where that has not happened yet, then reads its shards.
 
-    A step's global batch is accumulation × ranks × `batch_size` sequences of `context` tokens.
+    A step's global batch is accumulation × ranks × `batch_size` sequences of `context` tokens; with `tokens_per_step`
+    the accumulation follows from the number of ranks (`training.split`).
 
     Args:
         source: stdlib, bigram_backcopy, a text, .jsonl or .parquet file, a folder of them, hub:NAME or OWNER/NAME.
@@ -41,6 +42,7 @@ class CorpusData(LightningDataModule):
         max_tokens: End the training split at exactly so many tokens.
         folder: Where corpora are kept.
         batch_size: Sequences in a micro-batch, on each rank.
+        tokens_per_step: Tokens that one optimizer step sees on all ranks; null: what accumulation and ranks make.
         context: Tokens in a sequence; the network's context.
         seed: Of the order of the data.
         workers: Processes that read batches; 0 reads in the training process. The batches are the same.
@@ -61,6 +63,7 @@ class CorpusData(LightningDataModule):
         max_tokens: int | None = None,
         folder: str = "runs/data",
         batch_size: int = 16,
+        tokens_per_step: int | None = None,
         context: int = 256,
         seed: int = 0,
         workers: int = 0,
@@ -74,7 +77,10 @@ class CorpusData(LightningDataModule):
                 raise InputError(f"data.{name} is {value}; it is at least {least}")
         if validation_sequences is not None and validation_sequences < 1:
             raise InputError(f"data.validation_sequences is {validation_sequences}; it is at least 1, or null for all")
+        if tokens_per_step is not None and tokens_per_step < 1:
+            raise InputError(f"data.tokens_per_step is {tokens_per_step}; it is at least 1, or null")
         self.batch_size, self.context, self.seed, self.workers = batch_size, context, seed, workers
+        self.tokens_wanted = tokens_per_step
         self.validation_sequences = validation_sequences
         self.corpus: Corpus | None = None
         self.token_bytes: Tensor | None = None

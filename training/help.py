@@ -42,13 +42,15 @@ data
   --data.vocab_size N           tokens of a trained BPE [2048]
   --data.max_tokens N           end the training split at exactly N tokens [null: the whole source]
   --data.batch_size N           sequences in a micro-batch, on each device [16]
+  --data.tokens_per_step N      tokens in an optimizer step on all devices; the accumulation follows from it
+                                [null: batch_size × accumulation × devices × context]
   --data.validation_sequences N [null: all of the held-out text]
 """
 
 _TRAINER = """\
 training
   --trainer.max_steps N         optimizer steps [1000]
-  --trainer.accumulate_grad_batches N   micro-batches a step [1]
+  --trainer.accumulate_grad_batches N   micro-batches a step [null: 1, or what data.tokens_per_step takes]
   --trainer.gradient_clip_val X [1.0]
   --trainer.precision P         32-true or bf16-mixed [null: 32-true]
   --trainer.devices N           [auto]   --trainer.accelerator A    [auto]

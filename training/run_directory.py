@@ -1,11 +1,12 @@
 """A run's directory: what stands in it, and the rule by which `fit` enters it.
 
     config.yaml        reproduces the run: `fit --config RUN/config.yaml --out ELSEWHERE`
-    environment.json   versions, git commit, device and command of the latest start; those of earlier ones in `earlier`
+    environment.json   versions, git commit, device, command and batch of the latest start; in `earlier` of the others
     status.json        {"state": "running | finished | stopped | failed", "step": n, "max_steps": m}
     metrics.csv, probes/, checkpoints/, tokenizer.json      written while it trains
 
-The rule: the same command again continues, a finished run says so, and another configuration is refused.
+The rule: the same command again continues, a finished run says so, and another configuration is refused. On another
+number of ranks it is the same configuration as long as the global batch is the same.
 """
 
 import errno
@@ -26,6 +27,7 @@ from typing import Any
 import yaml
 
 from errors import InputError
+from training.split import Split
 
 PACKAGES = ("torch", "triton", "lightning", "numpy", "tokenizers", "datasets", "pyarrow", "jsonargparse")
 
@@ -37,6 +39,16 @@ FREE = (
     "checkpoints.",
     "data.workers",
     "data.folder",
+)
+# What may change as long as an optimizer step sees as many tokens: the data's order does not depend on the split, but
+# sums are taken in another order, and each rank draws its own dropout.
+SPLIT = (
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.accumulate_grad_batches",
+    "data.batch_size",
+    "data.tokens_per_step",
 )
 
 
@@ -96,11 +108,12 @@ class RunDirectory:
             self.path / "status.json", json.dumps({"state": state, "step": step, "max_steps": max_steps}) + "\n"
         )
 
-    def enter(self, config: dict[str, Any]) -> bool:
+    def enter(self, config: dict[str, Any], split: Split) -> bool:
         """Apply the rule to a configuration. True: a run of this configuration is here and is finished.
 
-        InputError: the directory holds a run of another configuration (the message names the keys and both values), or
-        a checkpoint without its configuration. A run that has not made a step yet is no obstacle: nothing is lost.
+        InputError: the directory holds a run of another configuration (the message names the keys and both values) or
+        of another global batch, or a checkpoint without its configuration. A run that has not made a step yet is no
+        obstacle: nothing is lost.
         """
         here, status = self.config(), self.status()
         if here is not None and not self.last_checkpoint.exists() and (status is None or status.step == 0):
@@ -112,7 +125,11 @@ class RunDirectory:
                     "choose another --out"
                 )
             return False
-        if lines := differences(here, config):
+        lines = differences(here, config)
+        tokens = self._environment().get("tokens_per_step", split.tokens_per_step)
+        if tokens != split.tokens_per_step:
+            lines.insert(0, f"a step has {tokens:,} tokens there, {split.tokens_per_step:,} here ({split})")
+        if lines:
             more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
             raise InputError(
                 f"{self.path} holds a run of another configuration: {'; '.join(lines[:4])}{more}. Choose another --out."
@@ -156,18 +173,23 @@ class RunDirectory:
                         for folder in made:
                             folder.rmdir()
 
-    def record(self, config: dict[str, Any], command: list[str], device: str) -> None:
+    def record(self, config: dict[str, Any], command: list[str], device: str, split: Split) -> None:
         """Write config.yaml, and put this start into environment.json."""
         header = f"# Reproduces this run: python train.py fit --config {self.config_file} --out ELSEWHERE\n"
         write_atomically(self.config_file, header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         file = self.path / "environment.json"
-        now = environment(command, device)
-        try:
-            before = json.loads(file.read_text())
-            now["earlier"] = [*before.pop("earlier"), before]
-        except (OSError, ValueError, KeyError, AttributeError):
-            now["earlier"] = []
+        before = self._environment()
+        earlier = before.pop("earlier", [])
+        now = environment(command, device) | split.record() | {"earlier": [*earlier, before] if before else []}
         write_atomically(file, json.dumps(now, indent=1) + "\n")
+
+    def _environment(self) -> dict[str, Any]:
+        """environment.json; empty where it is missing or damaged."""
+        try:
+            found = json.loads((self.path / "environment.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -240,7 +262,7 @@ def differences(here: dict[str, Any], given: dict[str, Any]) -> list[str]:
     lines = []
     for key in sorted(there.keys() | ours.keys()):
         old, new = there.get(key, absent), ours.get(key, absent)
-        if old != new and not key.startswith(FREE):
+        if old != new and not key.startswith((*FREE, *SPLIT)):
             lines.append(f"{key} is {_show(old, absent)} there, {_show(new, absent)} here")
     return lines
 

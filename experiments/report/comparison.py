@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs import Run, comparison_folder, find
-from training.run_directory import FREE, flatten
+from training.run_directory import FREE, SPLIT, flatten
 
 # Okabe and Ito's palette without its yellow, which is too pale on paper; safe for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -25,9 +25,10 @@ FREE_KEYS = (
     "stop_after",
     "config",
 )
-# Settings that a compared number depends on; elsewhere (loggers, cadences, devices) the runs may differ.
+# Settings that a compared number depends on; elsewhere (loggers, cadences) the runs may differ, and in how the global
+# batch is split: its size is compared as the number of tokens.
 LEARNED_KEYS = ("model.", "data.", "outliers.sequences", "trainer.max_steps", "trainer.precision",
-                "trainer.gradient_clip", "trainer.accumulate_grad_batches")  # fmt: skip
+                "trainer.gradient_clip")  # fmt: skip
 # What may be changed to give two variants as many parameters, and how far apart they may then be.
 MATCHING_KEY = "model.network.mlp_width"
 EXTRA_PARAMETERS = 0.005
@@ -152,7 +153,7 @@ def differing_keys(configs: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
     flats = [flatten(config) for config in configs]
     found = {}
     for key in sorted({key for flat in flats for key in flat}):
-        if key.startswith(FREE) or any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
+        if key.startswith((*FREE, *SPLIT)) or any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
             continue
         values: list[Any] = []
         for flat in flats:

@@ -234,11 +234,11 @@ def test_a_reason_that_only_some_variants_have_names_them_once(tmp_path):
     for seed in range(3):
         write_run(tmp_path, "softmax", seed)
         write_run(tmp_path, "fixed_bias", seed)
-        write_run(tmp_path, "sink_logit", seed, corpus="dead", config={"data": {"source": "stdlib", "batch_size": 3}})
+        write_run(tmp_path, "sink_logit", seed, corpus="dead", config={"data": {"source": "stdlib", "vocab_size": 300}})
     (comparison,) = load(tmp_path)
     cannot = findings(comparison, assess(comparison)).cannot
     assert "Not assessable, trained on different corpora: every measure (sink_logit)." in cannot
-    assert "The runs do not share their settings: data.batch_size (absent, 3)." in cannot
+    assert "The runs do not share their settings: data.vocab_size (absent, 300)." in cannot
 
 
 def test_what_a_variant_does_not_measure_is_not_judged(tmp_path):

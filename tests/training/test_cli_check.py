@@ -51,6 +51,32 @@ def refusal(argv: list[str]) -> str:
         (["--trainer.max_steps", "-1"], ["trainer.max_steps is -1", "1 or more"]),
         (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches is 0", "1 or more"]),
         (["--trainer.accumulate_grad_batches", "-2"], ["trainer.accumulate_grad_batches is -2", "1 or more"]),
+        (["--data.tokens_per_step", "0"], ["data.tokens_per_step is 0", "null"]),
+        (
+            [
+                "--data.tokens_per_step",
+                "20480",
+                "--data.batch_size",
+                "12",
+                "--trainer.devices",
+                "2",
+                "--trainer.accelerator",
+                "cpu",
+            ],
+            [
+                "data.tokens_per_step is 20480",
+                "2 ranks",
+                "batch_size 12",
+                "context 256",
+                "6144 tokens at once",
+                "data.batch_size 10 or 20",
+                "data.tokens_per_step 18432 or 24576",
+            ],
+        ),
+        (
+            ["--data.tokens_per_step", "8192", "--trainer.accumulate_grad_batches", "3"],
+            ["trainer.accumulate_grad_batches is 3", "tokens_per_step 8192", "batch_size 16", "takes 2", "leave one"],
+        ),
         (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps is 0", "1 or more"]),
         (["--trainer.gradient_clip_val", "-1"], ["trainer.gradient_clip_val is -1", "null"]),
         (["--trainer.devices", "none", "--trainer.accelerator", "cpu"], ["devices: none"]),
@@ -187,5 +213,4 @@ def test_every_shipped_configuration_is_accepted(file):
 
 def test_the_paper_recipe_has_its_tokens_a_step():
     config = check(["--config", str(CONFIGS / "gpt2_124m.yaml")])
-    rows = config["data"]["batch_size"] * config["trainer"]["accumulate_grad_batches"]
-    assert rows * config["model"]["network"]["context"] == 491_520
+    assert config["data"]["tokens_per_step"] == 491_520

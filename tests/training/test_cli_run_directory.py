@@ -1,7 +1,7 @@
 """The rule by which a run directory is entered, and what is written there beside the training's own files."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -10,36 +10,39 @@ from errors import InputError
 from training import run_directory
 from training.optimizers import OptimizerConfig
 from training.run_directory import RunDirectory, Status, differences, flatten, write_atomically
+from training.split import Split
 
 CONFIG = {"seed_everything": 0, "model": {"attention": {"name": "softmax"}, "network": {"width": 64}}, "loggers": []}
+SPLIT = Split(1, 1, "SingleDeviceStrategy", 4, 2, 16)
+TWO_RANKS = Split(1, 2, "DDPStrategy", 4, 1, 16)
 
 
 def begun(folder, step: int) -> RunDirectory:
     directory = RunDirectory(folder)
     folder.mkdir(exist_ok=True)
-    directory.record(CONFIG, ["train.py", "fit"], "cpu")
+    directory.record(CONFIG, ["train.py", "fit"], "cpu", SPLIT)
     directory.write_status("running", step, 10)
     return directory
 
 
 def test_enter(tmp_path):
     directory = RunDirectory(tmp_path / "run")
-    assert directory.enter(CONFIG) is False
+    assert directory.enter(CONFIG, SPLIT) is False
     assert not directory.path.exists()
     begun(directory.path, 3)
     assert directory.status() == Status("running", 3, 10)
-    assert directory.enter(CONFIG) is False
+    assert directory.enter(CONFIG, SPLIT) is False
     directory.write_status("finished", 10, 10)
-    assert directory.enter(CONFIG) is True
+    assert directory.enter(CONFIG, SPLIT) is True
 
 
 def test_another_configuration_is_refused_once_there_is_something_to_lose(tmp_path):
     other = CONFIG | {"model": {"attention": {"name": "sink_key", "slots": 2}, "network": {"width": 128}}}
     directory = begun(tmp_path, 0)
-    assert directory.enter(other) is False
+    assert directory.enter(other, SPLIT) is False
     directory.write_status("running", 1, 10)
     with pytest.raises(InputError) as caught:
-        directory.enter(other)
+        directory.enter(other, SPLIT)
     for part in (
         'model.attention.name is "softmax" there, "sink_key" here',
         "model.attention.slots is absent there, 2 here",
@@ -51,13 +54,13 @@ def test_another_configuration_is_refused_once_there_is_something_to_lose(tmp_pa
     directory.last_checkpoint.parent.mkdir()
     directory.last_checkpoint.touch()
     with pytest.raises(InputError):
-        directory.enter(other)
+        directory.enter(other, SPLIT)
 
 
 def test_many_differences_are_counted(tmp_path):
     directory = begun(tmp_path, 1)
     with pytest.raises(InputError, match="and 2 more"):
-        directory.enter(CONFIG | {f"key{n}": n for n in range(6)})
+        directory.enter(CONFIG | {f"key{n}": n for n in range(6)}, SPLIT)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"- a", b""])
@@ -65,7 +68,7 @@ def test_a_damaged_configuration_is_refused(tmp_path, content):
     directory = begun(tmp_path, 1)
     directory.config_file.write_bytes(content)
     with pytest.raises(InputError, match=r"config.yaml is not a readable configuration"):
-        directory.enter(CONFIG)
+        directory.enter(CONFIG, SPLIT)
 
 
 def test_a_checkpoint_without_its_configuration_is_refused(tmp_path):
@@ -74,7 +77,7 @@ def test_a_checkpoint_without_its_configuration_is_refused(tmp_path):
     directory.last_checkpoint.touch()
     directory.config_file.unlink()
     with pytest.raises(InputError, match=r"no config\.yaml"):
-        directory.enter(CONFIG)
+        directory.enter(CONFIG, SPLIT)
 
 
 def test_what_no_number_depends_on_may_differ():
@@ -94,6 +97,14 @@ def test_an_option_that_an_older_run_lacks_had_the_effect_of_its_default():
     assert differences(here, now) == ["model.optimizer.momentum is 0.95 there, 0.9 here"]
 
 
+def test_another_split_of_the_same_global_batch_is_the_same_run(tmp_path):
+    directory = begun(tmp_path, 1)
+    split = {"trainer": {"devices": 2, "strategy": "ddp"}, "data": {"batch_size": 4}}
+    assert directory.enter(CONFIG | split, TWO_RANKS) is False
+    with pytest.raises(InputError, match=r"a step has 128 tokens there, 64 here \(64 tokens a step: 1 × 4 sequences"):
+        directory.enter(CONFIG, replace(SPLIT, accumulation=1))
+
+
 def test_a_half_written_status_is_none(tmp_path):
     directory = begun(tmp_path, 1)
     (tmp_path / "status.json").write_text('{"state": "runn')
@@ -102,12 +113,15 @@ def test_a_half_written_status_is_none(tmp_path):
 
 def test_the_environment_keeps_earlier_starts(tmp_path):
     directory = begun(tmp_path, 1)
-    directory.record(CONFIG, ["train.py", "fit", "again"], "cuda")
+    directory.record(CONFIG, ["train.py", "fit", "again"], "cuda", TWO_RANKS)
     found = json.loads((tmp_path / "environment.json").read_text())
     assert (found["device"], found["command"][-1]) == ("cuda", "again")
     (earlier,) = found["earlier"]
     assert (earlier["device"], earlier["command"][-1]) == ("cpu", "fit")
     assert "earlier" not in earlier
+    assert (earlier["world"], earlier["accumulation"], earlier["tokens_per_step"]) == (1, 2, 128)
+    assert (found["world"], found["accumulation"], found["tokens_per_step"]) == (2, 1, 128)
+    assert (found["strategy"], found["batch_size"]) == ("DDPStrategy", 4)
     assert set(found["versions"]) >= {"torch", "lightning", "numpy"}
     assert yaml.safe_load(directory.config_file.read_text()) == CONFIG
 
