@@ -15,6 +15,7 @@ COMMANDS = {
     "fit": ("training.cli:fit", "train one model, or go on with an interrupted run"),
     "validate": ("training.cli:validate", "the validation loss of a run's checkpoint"),
     "compare": ("experiments.compare:main", "train several attention variants and seeds, then write the report"),
+    "doctor": ("training.doctor:main", "check versions, devices, disk, and that all ranks answer"),
     "report": ("experiments.report:main", "rebuild the report from the run directories on disk"),
 }
 
@@ -70,7 +71,7 @@ def dispatch(target: str, argv: list[str]) -> int:
         sys.path.append(os.getcwd())
     module, function = target.split(":")
     # Training and comparing put handlers of their own in place of these, which finish the step.
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         code = getattr(import_module(module), function)(argv) or 0
         sys.stdout.flush()

@@ -12,15 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning
+import torch
 import yaml
-from lightning.pytorch.utilities import rank_zero_only
 
 from errors import InputError
 from training.checkpoint_io import load, recover
 from training.command_line import CommandLine, Plan
-from training.run_directory import RunDirectory, differences
-
-TRAIN_PY = Path(__file__).resolve().parent.parent / "train.py"
+from training.data_module import CorpusData
+from training.launch import TRAIN_PY, code_hash, joined, place, started
+from training.ranks import Ranks
+from training.run_directory import RunDirectory, differences, flatten
 
 
 def plan(argv: list[str]) -> Plan:
@@ -28,7 +30,7 @@ def plan(argv: list[str]) -> Plan:
 
     InputError: the first thing that is wrong with it. The corpus is not looked at.
     """
-    with _quiet():
+    with quiet():
         return CommandLine("fit", argv).plan()
 
 
@@ -43,13 +45,14 @@ def run(argv: list[str]) -> int:
     The rule: the same configuration in the same directory goes on from its last checkpoint, a finished run is left
     alone, and another configuration there is an InputError that names the keys.
     """
-    with _quiet(), _as_command(argv):
+    with quiet(), _as_command(argv), joined() as ranks:
         command = CommandLine("fit", argv)
         plan = command.plan()
+        if ranks is not None and ranks.rank != 0:
+            with started(ranks, plan.split, []):
+                return _train(command, plan, ranks) if ranks.wait_for_rank_0() else 0
         if command.words.print_config:
             return _print(plan)
-        if rank_zero_only.rank != 0:
-            return _train(command, plan)
         directory = RunDirectory(plan.out)
         with directory.occupied():
             if directory.enter(plan.config, plan.split):
@@ -60,7 +63,8 @@ def run(argv: list[str]) -> int:
                 print(f"{plan.out} is at step {status.step} already")
                 return 0
             recover(directory.last_checkpoint, directory.previous_checkpoint)
-            return _train(command, plan)
+            with started(ranks, plan.split, ["fit", *argv]) as ranks:
+                return _train(command, plan, ranks)
 
 
 def fit(argv: list[str]) -> int:
@@ -72,26 +76,38 @@ def validate(argv: list[str]) -> int:
     """The command `validate`: the validation loss of a checkpoint, of the run's last one unless another is given."""
     if "--help.all" in argv:
         return _list_options("validate")
-    with _quiet():
+    with quiet(), joined() as ranks:
         command = CommandLine("validate", argv)
         plan = command.plan()
         if command.words.print_config:
-            return _print(plan)
-        checkpoint = _checkpoint(plan)
-        if checkpoint is not None:
-            _same_network(checkpoint, plan.config["model"])
-        trainer, model, data, _ = command.make(plan)
-        (metrics,) = trainer.validate(model, data, ckpt_path=checkpoint, verbose=False)
+            return _print(plan) if ranks is None or ranks.rank == 0 else 0
+        with started(ranks, plan.split, ["validate", *argv]) as ranks:
+            if ranks is not None and ranks.rank and not ranks.wait_for_rank_0():
+                return 0
+            checkpoint = _checkpoint(plan)
+            if checkpoint is not None:
+                _same_network(checkpoint, plan.config["model"])
+            trainer, model, data, _ = command.make(plan, ranks)
+            data.prepare_data()
+            if ranks is not None:
+                ranks.agree(_start_of_a_rank(plan, checkpoint, data))
+            (metrics,) = trainer.validate(model, data, ckpt_path=checkpoint, verbose=False)
+        if not trainer.is_global_zero:
+            return 0
     print(f"checkpoint                {checkpoint or 'none: initial weights'}")
     for name, value in metrics.items():
         print(f"{name:<26}{value:.6f}")
     return 0
 
 
-def _train(command: CommandLine, plan: Plan) -> int:
+def _train(command: CommandLine, plan: Plan, ranks: Ranks | None) -> int:
     directory, checkpoint = RunDirectory(plan.out), _start(plan)
-    trainer, model, data, stop = command.make(plan)
+    trainer, model, data, stop = command.make(plan, ranks)
     data.prepare_data()  # before the directory is written: a source that cannot be read leaves nothing behind
+    if ranks is not None:
+        ranks.agree(_start_of_a_rank(plan, checkpoint, data))
+        if ranks.rank == 0:
+            ranks.before_exit = lambda: directory.write_status("failed", trainer.global_step, trainer.max_steps)
     if trainer.is_global_zero:
         if data.tokens_wanted is not None:
             logging.getLogger("sinkless").info("%s", plan.split)
@@ -103,6 +119,20 @@ def _train(command: CommandLine, plan: Plan) -> int:
             directory.write_status(done, trainer.global_step, trainer.max_steps)
         print(f"{done} at step {trainer.global_step} of {trainer.max_steps}: {plan.out}", flush=True)
     return stop.exit_code
+
+
+def _start_of_a_rank(plan: Plan, checkpoint: Path | None, data: CorpusData) -> dict[str, Any]:
+    """What the ranks of one run have in common, by name."""
+    data.open()
+    return flatten(plan.config) | {
+        "--out": str(plan.out.absolute()),
+        "--stop_after": plan.stop_after,
+        "checkpoint": checkpoint and f"{checkpoint} ({checkpoint.stat().st_size} bytes)",
+        "corpus": data.corpus.hash,
+        "code": code_hash(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+    }
 
 
 def _print(plan: Plan) -> int:
@@ -159,7 +189,7 @@ def _same_network(checkpoint: Path, model: dict[str, Any]) -> int:
 
 @contextmanager
 def _as_command(argv: list[str]) -> Iterator[None]:
-    """`sys.argv` as the command line would have it: Lightning starts the other ranks of a run with it."""
+    """`sys.argv` as the command line would have it: environment.json keeps it."""
     before = sys.argv
     sys.argv = [str(TRAIN_PY), "fit", *argv]
     try:
@@ -169,20 +199,23 @@ def _as_command(argv: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Show what sinkless says, and not what Lightning says about itself."""
-    ours, theirs = logging.getLogger("sinkless"), logging.getLogger("lightning.pytorch")
+def quiet() -> Iterator[None]:
+    """Show what sinkless says, once, and not what Lightning says about itself."""
+    ours = logging.getLogger("sinkless")
+    theirs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in (ours, *theirs)]
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    levels = ours.level, theirs.level
     ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    theirs.setLevel(logging.WARNING)
+    here = place()
+    ours.setLevel(logging.INFO if here is None or here.rank == 0 else logging.WARNING)
+    for logger in theirs:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             yield
     finally:
         ours.removeHandler(handler)
-        ours.setLevel(levels[0])
-        theirs.setLevel(levels[1])
+        for logger, level in zip((ours, *theirs), levels, strict=True):
+            logger.setLevel(level)

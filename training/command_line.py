@@ -1,6 +1,7 @@
 """LightningCLI as sinkless uses it: it parses and checks a command line, and makes the objects of a run."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +24,10 @@ from training.callbacks.progress import ShowProgress
 from training.callbacks.signals import Stop
 from training.callbacks.status import StatusFile
 from training.data_module import CorpusData
+from training.launch import cluster_environment
 from training.module import LanguageModel
 from training.parser import Parser, check_config_file
+from training.ranks import Ranks
 from training.run_directory import RunDirectory
 from training.split import Split, accumulation
 from training.strategies import FullySharded, resolve
@@ -45,7 +48,7 @@ ABSENT = {
     *("gradient_clip_algorithm", "sync_batchnorm", "model_registry", "enable_autolog_hparams", "enable_progress_bar"),
 }
 # What a command line says about this start alone; config.yaml does not hold it.
-OF_THIS_START = ("config", "out", "stop_after", "ckpt_path")
+OF_THIS_START = ("config", "out", "stop_after", "ckpt_path", "rank_timeout")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,12 @@ class CommandLine(LightningCLI):
             "--seed_everything", type=int, default=0, help="Seed of the initial values, the data's order and dropout."
         )
         parser.add_argument("--out", type=str | None, default=None, help="Run directory.")
+        parser.add_argument(
+            "--rank_timeout",
+            type=float,
+            default=600.0,
+            help="Seconds that a rank waits for the others in one operation.",
+        )
         if self.command == "fit":
             parser.add_argument("--stop_after", type=int | None, default=None, help="Stop and save at this step.")
         parser.add_argument(
@@ -165,6 +174,8 @@ class CommandLine(LightningCLI):
         seed = config.seed_everything
         if not 0 <= seed < 2**32:
             raise InputError(f"seed_everything is {seed}; it lies between 0 and {2**32 - 1}")
+        if not 0 < config.rank_timeout <= 86400:
+            raise InputError(f"rank_timeout is {config.rank_timeout:g}; it is above 0 and at most 86400 seconds")
         _check_trainer(config.trainer)
         # Without a vocabulary the module checks its values and builds no network.
         small = self.parser.parse_object({"model": {"network": {"vocab_size": None}}}, config)
@@ -185,11 +196,11 @@ class CommandLine(LightningCLI):
         out = Path(config.out or default_out(self.words.configs, label(config.model.attention), seed))
         return Plan(self._plain(out), split, out, config.ckpt_path, config.get("stop_after"))
 
-    def make(self, plan: Plan) -> tuple[Trainer, LanguageModel, CorpusData, Stop]:
+    def make(self, plan: Plan, ranks: Ranks | None = None) -> tuple[Trainer, LanguageModel, CorpusData, Stop]:
         """The objects of a run, seeded."""
         seed_everything(self.config.seed_everything, workers=True, verbose=False)
         made = self.parser.instantiate_classes(self.config)
-        stop = Stop(plan.stop_after)
+        stop = Stop(plan.stop_after, ranks)
         callbacks = [
             *(made.trainer.callbacks or []),
             TrainingMetrics(),
@@ -213,10 +224,16 @@ class CommandLine(LightningCLI):
         options = {**made.trainer.as_dict(), **FIXED, "enable_progress_bar": False, **arguments}
         given = options.pop("accumulate_grad_batches")
         strategy = resolve(options["strategy"])
+        if environment := cluster_environment():
+            plugins = options["plugins"] or []
+            options["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), environment]
         try:
             trainer = Trainer(**{**options, "strategy": strategy})
             if trainer.world_size == 1 and isinstance(strategy, FullySharded):  # nothing to shard
                 trainer = Trainer(**{**options, "strategy": "auto"})
+            if trainer.world_size > 1:
+                trainer.strategy.cluster_environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+                trainer.strategy._timeout = timedelta(seconds=self.config.rank_timeout)
         except (MisconfigurationException, ValueError, TypeError) as error:
             machine = ", ".join(f"{name}: {options[name]}" for name in ("accelerator", "devices", "strategy"))
             raise InputError(f"trainer ({machine}): {' '.join(str(error).split())}") from error

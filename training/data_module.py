@@ -89,12 +89,16 @@ class CorpusData(LightningDataModule):
         """Make the corpus, on one rank of each machine, with a progress bar; at once where it is there already."""
         prepare(self.options)
 
-    def setup(self, stage: str) -> None:
-        """Open the corpus; beside a training run leave its tokenizer and what it was trained on."""
+    def open(self) -> None:
+        """Open the corpus, unless it is open already."""
         if self.corpus is None:
             self.corpus = Corpus(prepare(self.options, progress=False))
             if self.corpus.token_bytes is not None:
                 self.token_bytes = torch.from_numpy(self.corpus.token_bytes)
+
+    def setup(self, stage: str) -> None:
+        """Open the corpus; beside a training run leave its tokenizer and what it was trained on."""
+        self.open()
         self.corpus.check_network(None, self.context)
         if stage == "fit" and self.trainer.is_global_zero:
             self._describe(Path(self.trainer.default_root_dir))

@@ -1,4 +1,4 @@
-"""Stopping on purpose: SIGTERM, Ctrl-C, or a step to stop after. Always at an optimizer step's boundary."""
+"""Stopping on purpose: a signal, or a step to stop after. Always at an optimizer step's boundary."""
 
 import os
 import signal
@@ -11,9 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 from errors import InputError
 from training.callbacks.steps import StepCallback
+from training.ranks import STOPPING, Ranks
 
-CAUGHT = (signal.SIGTERM, signal.SIGINT)
-EVERY = 16  # optimizer steps between two agreements of several ranks: each is a forced synchronisation
+# SIGUSR1 is what `sbatch --signal=USR1@60` sends a minute before a job's time is over.
+CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stop(StepCallback):
@@ -24,36 +25,44 @@ class Stop(StepCallback):
 
     Args:
         after: Optimizer step to stop at, as if interrupted there; None for the end of the run.
+        ranks: The other ranks, which stop at the same step; None where this process trains alone.
     """
 
-    def __init__(self, after: int | None = None) -> None:
+    def __init__(self, after: int | None = None, ranks: Ranks | None = None) -> None:
         if after is not None and after < 1:
             raise InputError(f"stop_after is {after}; it is a number of steps, 1 or more")
-        self.after = after
+        self.after, self.ranks = after, ranks
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal that ended the run (143 for SIGTERM, 130 for SIGINT), otherwise 0."""
-        return 128 + self.signal if self.signal else 0
+        """128 + the signal that ended the run (143 for SIGTERM, 130 for SIGINT, 138 for SIGUSR1), otherwise 0."""
+        number = self.ranks.stop_signal if self.ranks else self.signal
+        return 128 + number if number else 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Switch off what Lightning does about signals.
+
+        Its handler leaves without saving, and on several ranks it waits in every micro-batch for the device, to
+        broadcast whether SIGTERM came.
+        """
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the handlers over from Lightning, with a signal that it already caught."""
+        """Put our handlers in place."""
         super().on_train_start(trainer, pl_module)
         self.signal = None
-        if trainer.received_sigterm:
-            self.signal = signal.SIGTERM
-            trainer._signal_connector.received_sigterm = False
+        if self.ranks:
+            self.ranks.begin(trainer.global_step)
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in CAUGHT}
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Ask the trainer to stop where it is time; all ranks at the same step."""
-        stop = self.signal is not None
-        if trainer.world_size > 1:
-            stop = step % EVERY == 0 and trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop or step == self.after:
+        signalled = self.ranks.stops_at(step) if self.ranks else self.signal is not None
+        if signalled or step == self.after:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,8 +70,10 @@ class Stop(StepCallback):
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the handlers back."""
+        """Put the handlers back, and tell the other ranks."""
         self._restore()
+        if self.ranks:
+            self.ranks.failed(exception)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -71,6 +82,11 @@ class Stop(StepCallback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
+            if self.ranks:
+                self.ranks.leave_at_once(number)
             os._exit(128 + number)
         self.signal = signal.Signals(number)
-        sys.stderr.write(f"\n{self.signal.name}: saving after this step, then leaving (once more: leave at once)\n")
+        if self.ranks:
+            self.ranks.ask_to_stop(number)
+        else:
+            sys.stderr.write(STOPPING.format(self.signal.name))
