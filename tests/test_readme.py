@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from experiments import arguments, compare
-from training import cli
+from training import cli, doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,7 +23,7 @@ def of(command: str) -> list[list[str]]:
 
 
 def test_every_command_is_one_that_this_file_checks():
-    known = {"prepare", "fit", "compare", "report"}
+    known = {"prepare", "fit", "compare", "report", "doctor"}
     for words in COMMANDS:
         by_hand = words[:2] == ["python", "train.py"] and words[2] in known
         assert words[0] == "make" or by_hand or words == [".", ".venv/bin/activate"], words
@@ -40,6 +40,12 @@ def test_fit_accepts_its_arguments(monkeypatch):
         config = cli.check(argv)
         assert config["trainer"]["max_steps"] == 50
         assert config["model"]["attention"] == {"name": "context_scaling"}
+
+
+def test_doctor_accepts_its_arguments(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for argv in of("doctor"):
+        assert cli.plan(doctor.as_fit(argv)).split.world == 2
 
 
 def test_compare_accepts_its_arguments(monkeypatch):

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(HELP, end="")
         return 0
-    words = [f"--trainer.{word[2:]}" if word[2:].split("=")[0] in SHORT else word for word in argv]
+    words = as_fit(argv)
     with quiet(), joined() as ranks:
         command = CommandLine("validate", words)
         plan = command.plan()
@@ -72,6 +72,11 @@ def main(argv: list[str]) -> int:
                     findings.append(finding)
                     _show(finding)
         return 1 if any(finding.well is False for finding in findings) else 0
+
+
+def as_fit(argv: list[str]) -> list[str]:
+    """The command line with fit's names in the place of the short ones."""
+    return [f"--trainer.{word[2:]}" if word[2:].split("=")[0] in SHORT else word for word in argv]
 
 
 def _show(finding: Finding) -> None:

@@ -335,6 +335,8 @@ class Ranks:
             print(f"error: {_of_rank(failure)}", file=sys.stderr, flush=True)
             raise SystemExit(failure.code) from None
         else:
+            with suppress(RuntimeError):
+                self._store.compare_set("ready", "", "nothing to do")
             self._close()
 
     def _close(self) -> None:
@@ -342,7 +344,6 @@ class Ranks:
         self._done.set()
         self._thread.join(timeout=2 * GRACE)
         with suppress(RuntimeError):
-            self._store.compare_set("ready", "", "nothing to do")
             self._store.set(f"life/{self.rank}", LEFT)
             end = time.monotonic() + 3 * GRACE
             others = list(range(1, self.world)) if self._holds else []

@@ -33,8 +33,10 @@ class Forked:
         return [file.read_text() for file in self.files]
 
 
-def start(folder: Path, argvs: list[list[str]], constants: dict[str, float] | None = None) -> Forked:
-    """One rank for each command line after `train.py fit`, in `folder`. constants: of training.ranks, changed."""
+def start(
+    folder: Path, argvs: list[list[str]], constants: dict[str, float] | None = None, command: str = "fit"
+) -> Forked:
+    """One rank for each command line after `train.py COMMAND`, in `folder`. constants: of training.ranks, changed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.cli"])
     path = os.environ.get("PYTHONPATH")
@@ -54,7 +56,7 @@ def start(folder: Path, argvs: list[list[str]], constants: dict[str, float] | No
         environment = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
         if len(argvs) == 1:
             environment = {}
-        arguments = (environment, folder, started.files[rank], argv, constants or {})
+        arguments = (environment, folder, started.files[rank], [command, *argv], constants or {})
         started.processes.append(context.Process(target=_rank, args=arguments))
         started.processes[-1].start()
     return started
@@ -74,4 +76,4 @@ def _rank(environment: dict[str, str], folder: Path, file: Path, argv: list[str]
     torch.set_num_threads(1)
     for name, value in constants.items():
         setattr(ranks, name, value)
-    raise SystemExit(train.main(["fit", *argv]))
+    raise SystemExit(train.main(argv))
