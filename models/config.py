@@ -13,8 +13,11 @@ class GPTConfig:
     """A GPT's shape. The defaults are the demo size; `models.presets` holds others.
 
     vocab_size: number of tokens; None until the corpus is known. context: longest sequence, in tokens.
+    pad_vocab: the embedding and the head get rows of 0 up to a multiple of this; no token has them and no probability.
     kv_heads: key/value heads shared by groups of query heads; None means `heads`.
     mlp_width: None means 4 × width, for swiglu 8/3 × width rounded up to a multiple of 64.
+    norm: rmsnorm_single has one gain for all channels. norm_position: pre, or sandwich: each branch's output is normed
+    too before it is added. embedding_projection: a matrix after the embeddings and one before the head.
     qk_norm: RMSNorm over each head's queries and keys, before rotary positions.
     bias: biases in linear layers and LayerNorm. dropout: of the embedding and of each residual branch; there is no
     attention dropout. init_std: standard deviation of the initial weights (GPT-2).
@@ -28,7 +31,9 @@ class GPTConfig:
     kv_heads: int | None = None
     positions: Literal["learned", "rotary", "none"] = "learned"
     rotary_base: float = 10000.0
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm: Literal["layernorm", "rmsnorm", "rmsnorm_single"] = "layernorm"
+    norm_position: Literal["pre", "sandwich"] = "pre"
+    embedding_projection: bool = False
     mlp: Literal["gelu", "swiglu"] = "gelu"
     mlp_width: int | None = None
     qk_norm: bool = False
@@ -36,6 +41,7 @@ class GPTConfig:
     bias: bool = True
     dropout: float = 0.0
     init_std: float = 0.02
+    pad_vocab: int = 1
 
     @property
     def head_dim(self) -> int:
@@ -54,9 +60,14 @@ class GPTConfig:
             return self.mlp_width
         return 4 * self.width if self.mlp == "gelu" else -(-8 * self.width // (3 * 64)) * 64
 
+    @property
+    def vocab_rows(self) -> int | None:
+        """Rows of the embedding and the head, the padding included."""
+        return None if self.vocab_size is None else -(-self.vocab_size // self.pad_vocab) * self.pad_vocab
+
     def validate(self) -> None:
         """Raise InputError, naming the value, unless the sizes fit together."""
-        for name in ("vocab_size", "context", "layers", "heads", "width", "kv_heads", "mlp_width"):
+        for name in ("vocab_size", "context", "layers", "heads", "width", "kv_heads", "mlp_width", "pad_vocab"):
             value = getattr(self, name)
             if value is None and name in ("vocab_size", "kv_heads", "mlp_width"):
                 continue

@@ -13,12 +13,16 @@ from errors import InputError
 from models.attention import AttentionShape, Mechanism, build, normalise
 from models.attention.causal import CausalSelfAttention
 from models.config import GPTConfig
-from models.initial import Embedding, Initial, Linear, Normal, fill, seeded
+from models.initial import Embedding, FirstRows, Initial, Linear, Normal, Orthogonal, fill, seeded
 from models.layers import MLP, dropout, norm, rotary_table
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: h + attention(norm(h)), then h + mlp(norm(h))."""
+    """A transformer block: h + attention(norm(h)), then h + mlp(norm(h)).
+
+    With norm_position "sandwich" each branch is normed again before it is added: h + norm(attention(norm(h))), as in
+    CogView (2105.13290, "Sandwich-LN") and Gemma 2 (2408.00118).
+    """
 
     def __init__(self, config: GPTConfig, mechanism: Mechanism):
         super().__init__()
@@ -26,12 +30,16 @@ class Block(nn.Module):
         self.attention = CausalSelfAttention(config, mechanism)
         self.norm_mlp = norm(config)
         self.mlp = MLP(config)
+        sandwich = config.norm_position == "sandwich"
+        self.norm_attention_output = norm(config) if sandwich else nn.Identity()
+        self.norm_mlp_output = norm(config) if sandwich else nn.Identity()
         self.dropout = dropout(config.dropout)
 
     def forward(self, h_BTC: Tensor, rotary: Tensor | None = None, first_key_BT: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        h_BTC = h_BTC + self.dropout(self.attention(self.norm_attention(h_BTC), rotary, first_key_BT))
-        return h_BTC + self.dropout(self.mlp(self.norm_mlp(h_BTC)))
+        attended_BTC = self.attention(self.norm_attention(h_BTC), rotary, first_key_BT)
+        h_BTC = h_BTC + self.dropout(self.norm_attention_output(attended_BTC))
+        return h_BTC + self.dropout(self.norm_mlp_output(self.mlp(self.norm_mlp(h_BTC))))
 
     def packed(self) -> dict[str, dict[str, int]]:
         """The linear layers of a block by name, each with the matrices that its weight stacks and their rows."""
@@ -75,18 +83,27 @@ class GPT(nn.Module):
     ):
         super().__init__()
         config.validate()
-        if config.vocab_size is None:
+        if config.vocab_size is None or config.vocab_rows is None:
             raise InputError("vocab_size is not set; take it from the corpus or give it in the configuration")
-        self.config = config
+        self.config, self.vocab_size = config, config.vocab_size
         self.spec = normalise(attention)
         self.activation_checkpointing = activation_checkpointing
         weight = Normal(config.init_std)
         shape = AttentionShape(config.width, config.heads, config.groups, config.head_dim, config.context)
 
-        self.embedding = Embedding(config.vocab_size, config.width, weight=weight)
+        tokens = FirstRows(weight, config.vocab_size)
+        self.embedding = Embedding(config.vocab_rows, config.width, weight=tokens)
         self.positions = None
         if config.positions == "learned":
             self.positions = Embedding(config.context, config.width, weight=weight)
+        # 2506.19697, "embedding projection". Orthogonal at first, as in the authors' example code; without its bias, so
+        # that both fold into the embeddings and the head.
+        self.project_in, self.project_out = (
+            Linear(config.width, config.width, bias=False, weight=Orthogonal())
+            if config.embedding_projection
+            else nn.Identity()
+            for _ in range(2)
+        )
         self.dropout = dropout(config.dropout)
         blocks = []
         for layer in range(config.layers):
@@ -96,7 +113,7 @@ class GPT(nn.Module):
             blocks.append(Block(config, mechanism))
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm(config)
-        self.head = Linear(config.width, config.vocab_size, bias=False, weight=weight)
+        self.head = Linear(config.width, config.vocab_rows, bias=False, weight=tokens)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -116,9 +133,10 @@ class GPT(nn.Module):
         self.register_buffer("rotary", rotary, persistent=False)
         fill(self, seed)
 
-    def forward(self, tokens_BT: Tensor, first_key_BT: Tensor | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, first_key_BT: Tensor | None = None, *, padded: bool = False) -> Tensor:
         """Token ids (B, T) int64 -> logits (B, T, V). first_key (B, T) int32: the first key that each row sees.
 
+        padded: keep the columns of `pad_vocab`, for a loss that leaves them out without a copy of the logits.
         Raises InputError for a sequence beyond the context, and on the CPU for a token beyond the vocabulary.
         """
         B, T = tokens_BT.shape
@@ -126,7 +144,7 @@ class GPT(nn.Module):
         h_BTC = self.embedding(tokens_BT)
         if self.positions is not None:
             h_BTC = h_BTC + self.positions.weight[:T]
-        h_BTC = self.dropout(h_BTC)
+        h_BTC = self.dropout(self.project_in(h_BTC))
         if self.prefix is not None:
             h_BTC = torch.cat((self.prefix.to(h_BTC.dtype).expand(B, -1, -1), h_BTC), dim=1)
         rotary = self.rotary[:, : h_BTC.shape[1]] if self.rotary is not None else None
@@ -135,8 +153,9 @@ class GPT(nn.Module):
                 h_BTC = checkpoint(block, h_BTC, rotary, first_key_BT, use_reentrant=False)
             else:
                 h_BTC = block(h_BTC, rotary, first_key_BT)
-        h_BTC = self.norm(h_BTC[:, self.prefix_tokens :])
-        return self.head(h_BTC)
+        h_BTC = self.project_out(self.norm(h_BTC[:, self.prefix_tokens :]))
+        logits_BTV = self.head(h_BTC)
+        return logits_BTV if padded else logits_BTV[..., : self.vocab_size]
 
     def check(self, tokens_BT: Tensor, first_key_BT: Tensor | None) -> None:
         """Refuse what would fail later with an unclear message. Off the CPU the tokens' values are not read: that
@@ -150,18 +169,20 @@ class GPT(nn.Module):
             )
         if tokens_BT.device.type == "cpu" and not torch.compiler.is_compiling() and tokens_BT.numel():
             low, high = (int(bound) for bound in tokens_BT.aminmax())
-            if low < 0 or high >= self.embedding.num_embeddings:
-                raise InputError(
-                    f"token {low if low < 0 else high} is outside the vocabulary of {self.embedding.num_embeddings}"
-                )
+            if low < 0 or high >= self.vocab_size:
+                raise InputError(f"token {low if low < 0 else high} is outside the vocabulary of {self.vocab_size}")
 
     def parameter_count(self) -> int:
         """Number of parameters, a tied head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def hidden_matrices(self) -> dict[str, tuple[nn.Parameter, list[int]]]:
-        """By name the blocks' weight matrices (not a mechanism's), each with the rows of the matrices stacked in it."""
+        """By name the weight matrices of the blocks (not a mechanism's) and of the embedding projection, each with the
+        rows of the matrices that are stacked in it."""
         found = {}
+        if self.config.embedding_projection:
+            for name in ("project_in.weight", "project_out.weight"):
+                found[name] = (self.get_parameter(name), [self.config.width])
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             for layer, rows in block.packed().items():

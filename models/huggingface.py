@@ -120,4 +120,5 @@ def gpt2_state(gpt: GPT) -> dict[str, Tensor]:
         f"transformer.{theirs}": (parameters[ours].detach().T.contiguous() if transposed else parameters[ours].detach())
         for ours, theirs, transposed in names
     }
+    state["transformer.wte.weight"] = state["transformer.wte.weight"][: gpt.config.vocab_size]  # without `pad_vocab`
     return state | {"lm_head.weight": state["transformer.wte.weight"]}

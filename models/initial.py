@@ -40,7 +40,31 @@ class Constant:
         return torch.full(shape, self.value, device="cpu", dtype=torch.float32)
 
 
-Initial = Normal | Constant
+@dataclass(frozen=True)
+class Orthogonal:
+    """A square matrix, uniform among the orthogonal ones."""
+
+    def sample(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """A float32 tensor of this shape on the CPU."""
+        Q, R = torch.linalg.qr(torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32))
+        return Q * R.diagonal().sign()  # without the sign the factor of a Gaussian matrix is not uniform
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """The first `rows` rows as `initial` has them alone; those after, padding, are 0."""
+
+    initial: Normal
+    rows: int
+
+    def sample(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """A float32 tensor of this shape on the CPU."""
+        values = torch.zeros(shape, device="cpu")
+        values[: self.rows] = self.initial.sample(torch.Size((self.rows, *shape[1:])), generator)
+        return values
+
+
+Initial = Normal | Constant | Orthogonal | FirstRows
 
 
 class Linear(nn.Linear):

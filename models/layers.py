@@ -30,22 +30,29 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean x² + 1e-5) · weight, over the last dimension (1910.07467)."""
+    """x / sqrt(mean x² + 1e-5) · weight, over the last dimension (1910.07467).
 
-    def __init__(self, width: int):
+    single: one gain for all channels, from 1, so that no channel can be amplified over another (2506.19697, "single-
+    scale RMSNorm"; the form and the initial value are those of its authors' example code, whose ε is 1e-6).
+    """
+
+    def __init__(self, width: int, *, single: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.width = width
+        self.weight = nn.Parameter(torch.ones(1 if single else width))
         self.initial: dict[str, Initial] = {"weight": Constant(1.0)}
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width), in the input's dtype; the mean of squares is taken in at least float32."""
         wide = x if x.dtype == torch.float64 else x.float()
-        return F.rms_norm(wide, self.weight.shape, self.weight, EPSILON).to(x.dtype)
+        return F.rms_norm(wide, (self.width,), self.weight.expand(self.width), EPSILON).to(x.dtype)
 
 
 def norm(config: GPTConfig) -> LayerNorm | RMSNorm:
     """The configured norm over the residual stream's width."""
-    return RMSNorm(config.width) if config.norm == "rmsnorm" else LayerNorm(config.width, bias=config.bias)
+    if config.norm == "layernorm":
+        return LayerNorm(config.width, bias=config.bias)
+    return RMSNorm(config.width, single=config.norm == "rmsnorm_single")
 
 
 def dropout(probability: float) -> nn.Module:

@@ -12,18 +12,20 @@ from torch import Tensor
 IGNORED = -100
 
 
-def nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Σ −log p of the valid targets, at least in fp32."""
-    return F.cross_entropy(_wide(logits_BTV), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+def nats(logits_BTV: Tensor, targets_BT: Tensor, vocab_size: int | None = None) -> Tensor:
+    """Σ −log p of the valid targets, at least in fp32. vocab_size: V where further columns pad the vocabulary."""
+    return F.cross_entropy(_wide(logits_BTV, vocab_size), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
-def nats_to_compile(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+def nats_to_compile(logits_BTV: Tensor, targets_BT: Tensor, vocab_size: int | None = None) -> Tensor:
     """The same numbers, written for the compiler: it makes of PyTorch's own loss a backward that compares each class
     of each row with the target, which takes longer than the eager one."""
-    return _Nats.apply(_wide(logits_BTV), targets_BT.flatten())
+    return _Nats.apply(_wide(logits_BTV, vocab_size), targets_BT.flatten())
 
 
-def _wide(logits_BTV: Tensor) -> Tensor:
+def _wide(logits_BTV: Tensor, vocab_size: int | None) -> Tensor:
+    if vocab_size is not None and vocab_size < logits_BTV.shape[-1]:
+        logits_BTV = logits_BTV[..., :vocab_size]
     return (logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()).flatten(0, 1)
 
 

@@ -119,7 +119,7 @@ class LanguageModel(LightningModule):
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Sum over valid targets of −log p, in nats; at least in fp32, whatever the autocast."""
-        return self._nats(self.gpt(batch["inputs"]), batch["targets"])
+        return self._nats(self.gpt(batch["inputs"], padded=True), batch["targets"], self.network.vocab_size)
 
     # Set-up.
 
