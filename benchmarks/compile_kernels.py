@@ -5,8 +5,10 @@
 Every distinct kernel that the launches of `kernels/fused` would start; a row of the table is a launch with all the
 variants that it serves: registers a thread, shared memory a program, and whether tensor cores multiply (HMMA, HGMMA or
 UTC…MMA instructions by architecture). A fault is a spill (a stack frame, or a load or store of local memory), more
-shared memory than the device has, or a missing tensor-core instruction in half precision; each is printed as it is
-found, and the exit code is then 1. `--all` goes over every dtype and class of head sizes.
+shared memory than the device has, or in half precision a missing tensor-core instruction (up to head size 128: of the
+architecture's own kind); the exit code is then 1. Every kernel is a line on stderr when it is compiled; Triton keeps it
+in its cache, so that a call which was stopped goes on where it was. `--all` goes over every dtype and class of head
+sizes.
 
 The launches are the library's own, on CPU tensors, under a driver that compiles and does not run: what is compiled is
 what a GPU would get, specialisations included. Only what each variant adds is compiled; equal kernels once.
@@ -28,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import variants
+from benchmarks.cases import DTYPES, variants
 from benchmarks.timing import table
 from kernels import Parts, SinkSlots
 
@@ -37,10 +39,11 @@ SHARED = {
     90: 232_448,
     100: 232_448,
 }  # bytes that one program may use: CUDA C++ guide, compute capabilities
-TENSOR_CORE = {80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTC\w*MMA\b"}
+TENSOR_CORE = {80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTC\w*MMA\b"}  # the architecture's own
+ANY_TENSOR_CORE = r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b"
+OWN_UP_TO = 128  # head size; beyond it the sums of dK and dV leave no room for the tiles that HGMMA asks for
 MATRIX_KERNELS = ("forward", "statistics", "columns", "dkdv", "dq")
 BATCH, HEADS, GROUPS, LENGTH = 1, 4, 2, 1024
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def compiled_variants(head_dim: int, dtype: torch.dtype) -> dict[str, tuple[Parts, bool]]:
@@ -86,7 +89,7 @@ class Code:
     stack: int
     spills: int
     shared: int
-    tensor_core: bool
+    mma: str
     seconds: float
 
     def faults(self) -> list[str]:
@@ -96,9 +99,16 @@ class Code:
             found.append(f"{self.stack} bytes of stack, {self.spills} spilling instructions")
         if self.shared > SHARED[self.architecture]:
             found.append(f"{self.shared} bytes of shared memory, {SHARED[self.architecture]} allowed")
-        if self.kernel in MATRIX_KERNELS and self.dtype != "float32" and not self.tensor_core:
-            found.append("no tensor-core instruction")
+        wanted = TENSOR_CORE[self.architecture] if self.head_dim <= OWN_UP_TO else ANY_TENSOR_CORE
+        if self.kernel in MATRIX_KERNELS and self.dtype != "float32" and not re.search(wanted, self.mma):
+            found.append(f"{self.mma or 'no tensor-core instruction'} where {wanted} is wanted")
         return found
+
+    def line(self) -> str:
+        """One line of progress."""
+        name = f"sm_{self.architecture} {self.dtype} {self.head_dim} {self.kernel} of {self.variant}, {self.tiles}"
+        needs = f"{self.registers} registers, {self.shared} bytes shared, {self.seconds:.0f} s"
+        return f"{name}: {needs}; {'; '.join(self.faults()) or 'ok'}"
 
 
 class Recorder:
@@ -155,10 +165,11 @@ class Study:
             stack=stack,
             spills=len(re.findall(r"\b(?:STL|LDL)\b", sass)),
             shared=compiled.metadata.shared,
-            tensor_core=bool(re.search(TENSOR_CORE[architecture], sass)),
+            mma=" ".join(sorted(set(re.findall(ANY_TENSOR_CORE, sass)))),
             seconds=seconds,
         )
         self.codes.append(code)
+        print(code.line(), file=sys.stderr, flush=True)
 
     def compile(self, name: str, parts: Parts, first_keys: bool, head_dim: int, dtype: str) -> None:
         """Compile forward, statistics and backward of one variant as the library launches them."""
@@ -210,7 +221,7 @@ def rows(codes: list[Code]) -> Iterator[list[str]]:
             str(len(group)),
             f"{min(registers)} to {max(registers)}",
             f"{shared / 1024:.0f} of {SHARED[architecture] // 1024}",
-            "yes" if all(c.tensor_core for c in group) else "no",
+            ", ".join(sorted({c.mma or "-" for c in group})),
             str(sum(bool(c.faults()) for c in group)),
         ]
 
@@ -245,9 +256,6 @@ def main(argv: list[str] | None = None) -> int:
         for point, found in zip(points, pool.map(compile_point, points, [options.variant] * len(points)), strict=True):
             codes += found
             print("sm_{} {} {}:".format(*point), len(found), "kernels", file=sys.stderr, flush=True)
-            for code in found:
-                for fault in code.faults():
-                    print(f"  {code.kernel} of {code.variant}, {code.tiles}: {fault}", file=sys.stderr, flush=True)
     header = ["kernel", "dtype", "D", "device", "tiles", "kernels", "registers", "shared KiB", "MMA", "faults"]
     import triton
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from .tiles import CLIPPED, ELASTIC, SOFTMAX, SOFTPICK
+
 
 class Tiles(NamedTuple):
     """One launch: query rows and keys of a tile, warps of a program, stages of the load pipeline."""
@@ -26,28 +28,39 @@ def padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def tiles(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, crowded: bool = False) -> Tiles:
+def tiles(
+    kernel: str,
+    head_dim: int,
+    dtype: torch.dtype,
+    architecture: int,
+    score: int = SOFTMAX.value,
+    keep: bool = False,
+) -> Tiles:
     """The launch of a kernel. architecture: compute capability × 10; 0 under the interpreter.
 
-    crowded: a variant that needs more registers than the others: the training forward of family B with its second
-    (M, D) sum, the dK and dV of family B and of softpick.
+    score: a family of tiles.py. keep: a forward that keeps a second (M, D) for the backward.
     """
     if architecture == 0:
         return INTERPRETED
     size = padded(head_dim)
+    crowded = _crowded(kernel, architecture, score, keep)
     if dtype == torch.float32:
-        return _full_precision(kernel, size)
+        return _full_precision(kernel, size, crowded)
     if kernel == "rows":
         return Tiles(64 if size <= 64 else 32 if size <= 128 else 16, 0, 8 if architecture >= 100 else 4, 1)
     if size <= 128:
         return _half_precision(kernel, size > 64, architecture, crowded)
-    return {
-        "forward": Tiles(64, 32, 8, 2),
-        "statistics": Tiles(64, 32, 8, 2),
-        "columns": Tiles(32, 64, 8, 2),
-        "dkdv": Tiles(32, 32, 8, 1),
-        "dq": Tiles(32, 32, 8, 1),
-    }[kernel]
+    return _large_heads(kernel, architecture, crowded)
+
+
+def _crowded(kernel: str, architecture: int, score: int, keep: bool) -> bool:
+    """Whether a family needs more registers in a kernel than softmax does."""
+    two_pass = score in (CLIPPED.value, ELASTIC.value)
+    if kernel == "forward":
+        return (two_pass and keep) or (architecture >= 100 and score == SOFTPICK.value)
+    if kernel == "dkdv":
+        return score == SOFTPICK.value or (two_pass and architecture < 100)
+    return architecture >= 100 and score != SOFTMAX.value  # statistics, dq
 
 
 def _half_precision(kernel: str, wide: bool, architecture: int, crowded: bool) -> Tiles:
@@ -56,7 +69,9 @@ def _half_precision(kernel: str, wide: bool, architecture: int, crowded: bool) -
     if kernel == "columns":
         return Tiles(64, 128, 8, 2 if wide or ampere else 3)
     if architecture >= 100:
-        return Tiles(32, 64 if wide else 128, 8, 2) if kernel == "dkdv" else Tiles(64, 64, 8, 2)
+        if kernel == "dkdv":
+            return Tiles(32, 64 if wide else 128, 8, 1 if wide and crowded else 2)
+        return Tiles(64, 32 if crowded and not (wide and kernel == "forward") else 64, 8, 2)  # and statistics, dq
     if kernel == "dkdv":
         if wide:
             return Tiles(32, 64 if ampere or crowded else 128, 8, 2)
@@ -70,10 +85,25 @@ def _half_precision(kernel: str, wide: bool, architecture: int, crowded: bool) -
     return Tiles(64 if ampere else 128, 64, 8, 2)  # statistics, dq
 
 
-def _full_precision(kernel: str, size: int) -> Tiles:
+def _large_heads(kernel: str, architecture: int, crowded: bool) -> Tiles:
+    """Head sizes up to 256 in half precision. dK and dV leave no room for 64 keys but on sm_100."""
+    ampere = architecture < 90
+    if kernel == "columns":
+        return Tiles(32, 64, 8, 2)
+    if kernel == "dkdv":
+        return Tiles(32, 64 if architecture >= 100 else 32, 8, 1)
+    if kernel == "dq":
+        return Tiles(32, 32, 8, 1) if ampere else Tiles(64, 32, 8, 2)
+    if ampere and (crowded or kernel == "statistics"):
+        return Tiles(32, 32, 8, 2)
+    return Tiles(64, 16 if kernel == "statistics" or (crowded and architecture < 100) else 32, 8, 2)
+
+
+def _full_precision(kernel: str, size: int, crowded: bool) -> Tiles:
     """float32 products have no tensor-core instruction: small tiles, many warps."""
     if kernel == "rows":
         return Tiles(32 if size <= 64 else 16, 0, 4, 1)
     if size <= 64:
         return Tiles(32, 32, 4, 1)
-    return Tiles(16, 32, 8, 1)
+    narrow = size > 128 and (kernel == "dq" or (kernel == "forward" and crowded))
+    return Tiles(16, 16 if narrow else 32, 8, 1)

@@ -31,7 +31,6 @@ from .tiles import (
     SINK_LOGIT,
     SINK_SLOTS,
     SOFTMAX,
-    SOFTPICK,
 )
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -149,7 +148,7 @@ def _run_forward(
     keep: bool,
 ) -> None:
     B, H, T, D = q.shape
-    t = tiles("forward" if statistics is None else "statistics", D, q.dtype, _architecture(q), keep and x.two_pass)
+    t = tiles("forward" if statistics is None else "statistics", D, q.dtype, _architecture(q), x.score, keep)
     forward_kernel[(triton.cdiv(T, t.m) * B * H,)](
         q, k, v, y, kept, lse, q if statistics is None else statistics,
         _or(x.first_key, q), _or(x.sink, q), _or(x.slot_keys, q), _or(x.slot_values, q), _or(x.vector, q),
@@ -205,7 +204,7 @@ def backward(
     numbers = (x.number, x.softcap, x.scale)
 
     dk, dv = (torch.empty(B, S, H, D, dtype=k.dtype, device=k.device).transpose(1, 2) for _ in range(2))
-    t = tiles("dkdv", D, q.dtype, _architecture(q), crowded=x.two_pass or x.score == SOFTPICK.value)
+    t = tiles("dkdv", D, q.dtype, _architecture(q), x.score)
     dkdv_kernel[(triton.cdiv(S, t.n) * B * H,)](
         q, k, v, dO, dk, dv, lam, delta, _or(x.shift, q), _or(x.first_key, q), _or(last_query, q),
         *_strides(q), *_strides(k), *_strides(v), *_strides(dO), *_strides(dk), *_strides(x.shift),
@@ -216,7 +215,7 @@ def backward(
 
     dq = rows_like(q)
     d_shift = _empty(q, (B, H, T) if x.score == ELASTIC.value else 0)
-    t = tiles("dq", D, q.dtype, _architecture(q))
+    t = tiles("dq", D, q.dtype, _architecture(q), x.score)
     dq_kernel[(triton.cdiv(T, t.m) * B * H,)](
         q, k, v, dO, dq, lam, delta, _or(x.shift, q), d_shift, _or(x.first_key, q), _or(x.slot_keys, q),
         _or(x.vector_key, q), d_extra,
