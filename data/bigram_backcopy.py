@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.mixing import bits
+from data.windows import Rows
 from errors import InputError
 
 NAME = "bigram_backcopy"
@@ -105,24 +106,30 @@ class Backcopy:
 
 
 class BackcopyStream:
-    """Training sequences of one seed; the last chunk is kept because loaders ask for consecutive samples."""
+    """Training sequences of one seed, or the validation sequences where it is None.
+
+    Each is a document of its own, which begins with its BOS; with bos `none` that is left out. The last chunk is kept
+    because loaders ask for consecutive samples.
+    """
 
     size = None  # endless
+    count = VALIDATION_SEQUENCES
 
-    def __init__(self, task: Backcopy, context: int, seed: int):
+    def __init__(self, task: Backcopy, context: int, seed: int | None, bos: str):
         self.task, self.context, self.seed = task, context, seed
+        self.left_out = int(bos == "none")
         self._chunk = -1
         self._rows = np.empty((0, context + 1), np.int64)
 
-    def rows(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Samples (n,) as (n, context + 1) int64."""
+    def rows(self, samples: npt.NDArray[np.int64]) -> Rows:
+        """Samples (n,), of context + 1 tokens each."""
         chunks = samples // _CHUNK
         result = np.empty((len(samples), self.context + 1), np.int64)
         for chunk in np.unique(chunks).tolist():
             if chunk != self._chunk:
                 numbers = np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK)
-                self._rows = self.task.sequences(numbers, self.context + 1, self.seed)
-                self._chunk = chunk
+                tokens = self.task.sequences(numbers, self.context + 1 + self.left_out, self.seed)
+                self._rows, self._chunk = tokens[:, self.left_out :], chunk
             here = chunks == chunk
             result[here] = self._rows[samples[here] - chunk * _CHUNK]
-        return result
+        return Rows(result, None)

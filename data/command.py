@@ -15,7 +15,14 @@ import yaml
 from errors import InputError
 
 # Keys of the `data:` group that concern batches, not what is prepared, and their types.
-LOADING_KEYS: dict[str, Any] = {"batch_size": int, "workers": int, "validation_sequences": int | None}
+LOADING_KEYS: dict[str, Any] = {
+    "batch_size": int,
+    "tokens_per_step": int | None,
+    "workers": int,
+    "validation_sequences": int | None,
+    "documents": str,
+    "bos": str,
+}
 
 _DESCRIPTION = """Turn a text source into token shards. `fit` does it by itself where they are missing.
 
@@ -44,10 +51,13 @@ def main(argv: list[str]) -> int:
 
     from data.corpus import Corpus
     from data.prepare import prepare
+    from data.windows import Layout
 
+    layout = Layout(**{key: values[key] for key in ("documents", "bos") if key in values})
+    layout.validate()
     corpus = Corpus(prepare(options))
     vocab_size = _typed("model.network.vocab_size", network.get("vocab_size"), int | None)
-    corpus.check_network(vocab_size, _typed("model.network.context", network.get("context", 1), int))
+    corpus.check_network(vocab_size, _typed("model.network.context", network.get("context", 1), int), layout)
     print(f"{corpus.folder}  corpus hash {corpus.hash[:12]}  vocabulary {corpus.vocab_size}")
     return 0
 

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from data import manifest as manifests
 from data import tokenizer
 from data.bigram_backcopy import NAME as BIGRAM_BACKCOPY
-from data.bigram_backcopy import TABLE, VALIDATION_SEQUENCES, VOCAB_SIZE, Backcopy, BackcopyStream
+from data.bigram_backcopy import TABLE, VOCAB_SIZE, Backcopy, BackcopyStream
 from data.order import Order
 from data.shards import Shard, TokenSplit, checksum, write_durably
+from data.windows import PACKED, Layout, Rows, Windows
 from errors import InputError
 
 
@@ -82,7 +83,7 @@ class Corpus:
         except OSError:  # a corpus on a read-only disk is checked at every opening instead
             return
 
-    def check_network(self, vocab_size: int | None, context: int) -> None:
+    def check_network(self, vocab_size: int | None, context: int, layout: Layout = PACKED) -> None:
         """Refuse a network that does not fit: too small a vocabulary, or a context longer than the corpus.
 
         `vocab_size` None means that the network takes the corpus's own.
@@ -93,34 +94,32 @@ class Corpus:
             )
         if context < 1:
             raise InputError(f"model.network.context {context}: choose at least 1")
-        if self.train is not None and len(self.train) < context + 1:
+        if self.kind != BIGRAM_BACKCOPY and (targets := self._windows("train", context, layout).targets) < context:
             raise InputError(
-                f"corpus {self.folder} has {len(self.train)} training tokens, fewer than one sequence of context "
+                f"corpus {self.folder} has {targets + 1} training tokens, fewer than one sequence of context "
                 f"{context} ({context + 1} tokens); use more text or a smaller model.network.context"
             )
 
-    def training_stream(self, context: int, seed: int) -> "TextStream | BackcopyStream":
-        """Training samples: `rows(samples (n,))` -> (n, context + 1) int64, a pure function of (seed, samples)."""
-        self.check_network(None, context)
-        if self.train is None:
-            return BackcopyStream(self.task, context, seed)
-        return TextStream(self.train, context, seed)
+    def _windows(self, name: str, context: int, layout: Layout) -> Windows:
+        split = self.train if name == "train" else self.validation
+        assert split is not None
+        starts = None
+        if layout.bos != "document":
+            starts = TokenSplit(self.folder, manifests.shards(self.manifest, name, "starts"), np.dtype("<i8"))
+        return Windows(split, starts, self.manifest["tokenizer"]["end_of_text"], context, layout)
 
-    def validation_sequences(self, context: int) -> int:
-        """How many sequences of that context cover every validation target once."""
-        if self.validation is None:
-            return VALIDATION_SEQUENCES
-        return -(-(len(self.validation) - 1) // context)
+    def training_stream(self, context: int, seed: int, layout: Layout = PACKED) -> "TextStream | BackcopyStream":
+        """Training samples: `rows(samples (n,))` -> Rows, a pure function of (seed, samples)."""
+        self.check_network(None, context, layout)
+        if self.kind == BIGRAM_BACKCOPY:
+            return BackcopyStream(self.task, context, seed, layout.bos)
+        return TextStream(self._windows("train", context, layout), seed)
 
-    def validation_rows(self, context: int, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Validation sequences (n, context + 1) int64; what lies behind the last token of the split is -100."""
-        if self.validation is None:
-            return self.task.sequences(numbers, context + 1, None)
-        rows = np.full((len(numbers), context + 1), -100, np.int64)
-        for row, number in zip(rows, numbers.tolist(), strict=True):
-            tokens = self.validation.read(number * context, min((number + 1) * context + 1, len(self.validation)))
-            row[: len(tokens)] = tokens
-        return rows
+    def validation_windows(self, context: int, layout: Layout = PACKED) -> "Windows | BackcopyStream":
+        """The validation sequences: `count` of them cover each target once, `rows(numbers (n,))` -> Rows."""
+        if self.kind == BIGRAM_BACKCOPY:
+            return BackcopyStream(self.task, context, None, layout.bos)
+        return self._windows("validation", context, layout)
 
     @cached_property
     def tokenizer(self) -> tokenizer.Tokenizer | None:
@@ -143,14 +142,14 @@ class TextStream:
     tail that fills no window). `size` is the number of windows in an epoch.
     """
 
-    def __init__(self, tokens: TokenSplit, context: int, seed: int):
-        self.tokens, self.context = tokens, context
-        self.size = (len(tokens) - 1) // context
+    def __init__(self, windows: Windows, seed: int):
+        self.windows = windows
+        self.size = windows.targets // windows.context
         self.order = Order(self.size, seed)
 
-    def rows(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Samples (n,) as (n, context + 1) int64."""
-        return self.tokens.rows(self.order(samples) * self.context, self.context + 1)
+    def rows(self, samples: npt.NDArray[np.int64]) -> Rows:
+        """Samples (n,), of context + 1 tokens each."""
+        return self.windows.rows(self.order(samples))
 
 
 def _stamp(folder: Path, files: list[Shard]) -> dict[str, Any]:

@@ -7,20 +7,20 @@ is (u * world + r) * micro + i: where a run begins again needs one integer, and 
 Validation. Batches are cut once, without regard to ranks; rank r takes batches r, r + world, ... . All ranks take
 equally many: batches behind the end, and rows that fill the last one, have -100 for every target and count nothing.
 
-A batch is {"inputs": (B, T) int64, "targets": (B, T) int64}; a target of -100 is ignored.
+A batch is {"inputs": (B, T) int64, "targets": (B, T) int64}; a target of -100 is ignored. Where documents are masked it
+has "first_key": (B, T) int32 too, for each input the first one that its attention may look at.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from data.corpus import Corpus
+from data.windows import IGNORED, PACKED, Layout, Rows
 from errors import InputError
 
-IGNORED = -100
 Batch = dict[str, torch.Tensor]
 
 
@@ -30,8 +30,8 @@ class TrainDataset(Dataset[Batch]):
     `dataset[n]` is one sample, {"inputs": (T,), "targets": (T,)}; `dataset.__getitems__([...])` a batch, made at once.
     """
 
-    def __init__(self, corpus: Corpus, context: int, seed: int):
-        self.stream = corpus.training_stream(context, seed)
+    def __init__(self, corpus: Corpus, context: int, seed: int, layout: Layout = PACKED):
+        self.stream = corpus.training_stream(context, seed, layout)
 
     def __getitem__(self, sample: int) -> Batch:
         return {name: rows[0] for name, rows in self.__getitems__([sample]).items()}
@@ -59,21 +59,30 @@ class SliceSampler(Sampler[list[int]]):
 
 
 class ValidationDataset(Dataset[Batch]):
-    """One rank's validation batches, {"inputs": (B, T), "targets": (B, T)}, the same number on every rank.
+    """One rank's validation batches, the same number on every rank.
 
     `limit` takes so many sequences, evenly spaced over the split, instead of all: a fixed set for frequent evaluation.
     """
 
     def __init__(
-        self, corpus: Corpus, context: int, batch_size: int, *, rank: int = 0, world: int = 1, limit: int | None = None
+        self,
+        corpus: Corpus,
+        context: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        limit: int | None = None,
+        layout: Layout = PACKED,
     ):
         if batch_size < 1:
             raise InputError(f"data.batch_size {batch_size}: choose at least 1")
         if limit is not None and limit < 1:
             raise InputError(f"limit of validation sequences {limit}: choose at least 1, or none")
-        corpus.check_network(None, context)
-        self.corpus, self.context, self.batch_size, self.rank, self.world = corpus, context, batch_size, rank, world
-        total = corpus.validation_sequences(context)
+        corpus.check_network(None, context, layout)
+        self.windows = corpus.validation_windows(context, layout)
+        self.context, self.batch_size, self.rank, self.world = context, batch_size, rank, world
+        total = self.windows.count
         count = min(total, limit or total)
         self.numbers = np.arange(count) * total // count
         self.batches = -(-count // batch_size)
@@ -86,12 +95,17 @@ class ValidationDataset(Dataset[Batch]):
             raise IndexError(f"validation batch {number} of {len(self)}")
         first = (number * self.world + self.rank) * self.batch_size
         numbers = self.numbers[first : first + self.batch_size]
-        rows = np.full((self.batch_size, self.context + 1), IGNORED, np.int64)
-        rows[: len(numbers)] = self.corpus.validation_rows(self.context, numbers)
-        return _batch(rows)
+        rows = self.windows.rows(numbers)
+        empty = self.batch_size - len(numbers)
+        tokens = np.pad(rows.tokens, ((0, empty), (0, 0)), constant_values=IGNORED)
+        first_keys = None if rows.first_keys is None else np.pad(rows.first_keys, ((0, empty), (0, 0)))
+        return _batch(Rows(tokens, first_keys))
 
 
-def _batch(rows: npt.NDArray[np.int64]) -> Batch:
-    """(B, T + 1) tokens to inputs and targets. Where a target is ignored the input may be anything: 0, a valid id."""
-    tokens = torch.from_numpy(rows)
-    return {"inputs": tokens[:, :-1].clamp(min=0), "targets": tokens[:, 1:].contiguous()}
+def _batch(rows: Rows) -> Batch:
+    """Inputs and targets of sequences. Where a target is ignored the input may be anything: 0, a valid id."""
+    tokens = torch.from_numpy(rows.tokens)
+    batch = {"inputs": tokens[:, :-1].clamp(min=0), "targets": tokens[:, 1:].contiguous()}
+    if rows.first_keys is not None:
+        batch["first_key"] = torch.from_numpy(rows.first_keys)
+    return batch

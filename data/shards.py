@@ -163,6 +163,12 @@ class TokenSplit:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    @property
+    def mapped(self) -> npt.NDArray[Any]:
+        """The memory map (n,) of a split that has one shard."""
+        (only,) = self._maps
+        return only
+
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Tokens start..stop as int64, across shards."""
         if not 0 <= start <= stop <= len(self):

@@ -55,6 +55,7 @@ def plan(arguments: Arguments) -> list[Job]:
     from data.corpus import Corpus
     from data.options import PrepareOptions
     from data.prepare import prepare
+    from data.windows import Layout
     from models.attention import label
     from training import cli
     from training.run_directory import RunDirectory
@@ -86,7 +87,8 @@ def plan(arguments: Arguments) -> list[Job]:
     if not all(job.finished for job in jobs):
         data, network = config["data"], config["model"]["network"]  # the same for all runs
         options = PrepareOptions(**{field.name: data[field.name] for field in fields(PrepareOptions)})
-        Corpus(prepare(options)).check_network(network["vocab_size"], network["context"])
+        layout = Layout(data["documents"], data["bos"])
+        Corpus(prepare(options)).check_network(network["vocab_size"], network["context"], layout)
     return jobs
 
 

@@ -90,11 +90,14 @@ class Run:
 
     @cached_property
     def setting(self) -> "Setting | None":
-        """What the closed forms of the probe's nulls depend on; None where the configuration does not say."""
+        """What the closed forms of the probe's nulls depend on; None where the configuration does not say, and where
+        documents are masked: they hold for rows that see every key before them."""
         from outliers import nulls
 
         attention, sequences = self.option("model.attention"), self.option("outliers.sequences")
         if self.network is None or attention is None or not isinstance(sequences, int):
+            return None
+        if self.option("data.documents") == "masked":
             return None
         try:
             return nulls.setting(self.network, attention, sequences)

@@ -33,14 +33,22 @@ class Probe:
     """Measures `gpt` on fixed tokens.
 
     gpt: a models.GPT, on any device. tokens_BT: (sequences, length) int64, held out from training.
-    random_tokens_BT: the same for `inputs="random"`. chunk: sequences at a time, from the length where not given.
+    first_key_BT: int32, the first token that each one sees, where the documents of a sequence are masked.
+    random_tokens_BT: the same for `inputs="random"`; with first keys, which hold for both, of the same shape.
+    chunk: sequences at a time, from the length where not given.
     Raises InputError for tokens that are not such a batch.
     """
 
     def __init__(
-        self, gpt: GPT, tokens_BT: Tensor, *, random_tokens_BT: Tensor | None = None, chunk: int | None = None
+        self,
+        gpt: GPT,
+        tokens_BT: Tensor,
+        *,
+        first_key_BT: Tensor | None = None,
+        random_tokens_BT: Tensor | None = None,
+        chunk: int | None = None,
     ):
-        self.gpt = gpt
+        self.gpt, self.first_key_BT = gpt, first_key_BT
         self.tokens = {"probe": tokens_BT}
         if random_tokens_BT is not None:
             self.tokens["random"] = random_tokens_BT
@@ -60,11 +68,15 @@ class Probe:
         """
         if inputs not in self.tokens:
             raise InputError(f"inputs = {inputs!r}: this probe has {', '.join(self.tokens)}")
-        tokens_BT = self.tokens[inputs].to(next(self.gpt.parameters()).device)
+        device = next(self.gpt.parameters()).device
+        tokens_BT = self.tokens[inputs].to(device)
+        size = self.chunk or max(1, CHUNK_TOKENS // tokens_BT.shape[1])
+        chunks = tokens_BT.split(size)
+        first_keys = [None] * len(chunks) if self.first_key_BT is None else self.first_key_BT.to(device).split(size)
         watch = Watch(self.gpt, tokens_BT.shape[1])
         with watching(self.gpt, watch.hooks()):
-            for chunk_bT in tokens_BT.split(self.chunk or max(1, CHUNK_TOKENS // tokens_BT.shape[1])):
-                self.gpt(chunk_bT)
+            for chunk_bT, first_key_bT in zip(chunks, first_keys, strict=True):
+                self.gpt(chunk_bT, first_key_bT)
         rows = watch.rows()
         return rows.table(step, inputs, {"residual_dtype": watch.residual_dtype} | dict(extra or {}))
 
@@ -118,12 +130,14 @@ class Watch:
         """A hook that measures a mechanism's call, as far as its `parts` tell what it does."""
 
         def hook(mechanism: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            q_BHTD, k_BGTD, v_BGTD, hidden_BTC = args[:4]
+            q_BHTD, k_BGTD, v_BGTD, hidden_BTC, first_key_BT = args
             running = self.heads[layer]
             attention.accumulate_values(running, v_BGTD[:, :, -self.length :], q_BHTD.shape[1])
             if mechanism.measurable():
                 parts = mechanism.parts(q_BHTD, k_BGTD, hidden_BTC)
-                stats = kernels.statistics(q_BHTD, k_BGTD, parts, prefix=self.gpt.prefix_tokens)
+                stats = kernels.statistics(
+                    q_BHTD, k_BGTD, parts, first_key_BT=first_key_BT, prefix=self.gpt.prefix_tokens
+                )
                 attention.accumulate(running, stats)
 
         return hook

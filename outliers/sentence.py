@@ -12,8 +12,8 @@ from outliers.probe import watching
 LONGEST = 48  # tokens that a plot can label
 
 
-def sentence(gpt: GPT, tokens_T: Tensor) -> dict[str, np.ndarray]:
-    """|h_l| after every block for the first 48 of the tokens (T,) or (1, T).
+def sentence(gpt: GPT, tokens_T: Tensor, first_key_T: Tensor | None = None) -> dict[str, np.ndarray]:
+    """|h_l| after every block for the first 48 of the tokens (T,) or (1, T); first_key (T,): the first that each sees.
 
     Returns `block_output` (layers, T, C) float32 and `tokens` (T,) int64. Prefix tokens are left out.
     """
@@ -24,5 +24,5 @@ def sentence(gpt: GPT, tokens_T: Tensor) -> dict[str, np.ndarray]:
         layers.append(output[0, -len(tokens_T) :].float().abs().cpu().numpy())
 
     with watching(gpt, ((block, "after", keep) for block in gpt.blocks)):
-        gpt(tokens_T[None])
+        gpt(tokens_T[None], None if first_key_T is None else first_key_T[None, :LONGEST])
     return {"block_output": np.stack(layers), "tokens": tokens_T.cpu().numpy()}

@@ -182,7 +182,12 @@ class CommandLine(LightningCLI):
         made = self.parser.instantiate_classes(small)
         network = made.model.network
         shape = AttentionShape(network.width, network.heads, network.groups, network.head_dim, network.context)
-        build(config.model.attention, shape, config.model.backend)
+        mechanism = build(config.model.attention, shape, config.model.backend)
+        if mechanism.prefix_tokens and made.data.layout.documents == "masked":
+            raise InputError(
+                f"data.documents is masked, which {label(config.model.attention)} cannot do: its prefix token stands "
+                "outside of every document; set data.documents to packed"
+            )
         Stop(config.get("stop_after"))
         trainer = self._trainer(made, default_root_dir=".", logger=False)
         split = Split(

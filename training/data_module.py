@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from data.corpus import Corpus
 from data.loading import Batch, SliceSampler, TrainDataset, ValidationDataset
 from data.options import PrepareOptions
 from data.prepare import prepare
+from data.windows import Layout, Rows
 from errors import InputError
 
 
@@ -47,6 +48,8 @@ class CorpusData(LightningDataModule):
         seed: Of the order of the data.
         workers: Processes that read batches; 0 reads in the training process. The batches are the same.
         validation_sequences: Size of the validation set, evenly spaced over the held-out text; all of it if not given.
+        documents: packed (attention looks back to the start of the sequence) or masked (to the start of the document).
+        bos: Where a BOS stands: at the start of each document, of each sequence, or none.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class CorpusData(LightningDataModule):
         seed: int = 0,
         workers: int = 0,
         validation_sequences: int | None = None,
+        documents: Literal["packed", "masked"] = "packed",
+        bos: Literal["document", "sequence", "none"] = "document",
     ) -> None:
         super().__init__()
         given = locals()
@@ -82,6 +87,8 @@ class CorpusData(LightningDataModule):
         self.batch_size, self.context, self.seed, self.workers = batch_size, context, seed, workers
         self.tokens_wanted = tokens_per_step
         self.validation_sequences = validation_sequences
+        self.layout = Layout(documents, bos)
+        self.layout.validate()
         self.corpus: Corpus | None = None
         self.token_bytes: Tensor | None = None
 
@@ -99,7 +106,7 @@ class CorpusData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the corpus; beside a training run leave its tokenizer and what it was trained on."""
         self.open()
-        self.corpus.check_network(None, self.context)
+        self.corpus.check_network(None, self.context, self.layout)
         if stage == "fit" and self.trainer.is_global_zero:
             self._describe(Path(self.trainer.default_root_dir))
 
@@ -138,7 +145,7 @@ class CorpusData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """This rank's micro-batches, from the step at which the run starts or resumes."""
         return DataLoader(
-            TrainDataset(self.corpus, self.context, self.seed),
+            TrainDataset(self.corpus, self.context, self.seed, self.layout),
             batch_sampler=Unsized(self._slices(self.trainer.global_step, self.trainer.max_steps)),
             collate_fn=_as_it_is,
             num_workers=self.workers,
@@ -150,7 +157,7 @@ class CorpusData(LightningDataModule):
 
     def step_batches(self, step: int) -> Iterator[Batch]:
         """This rank's micro-batches of one optimizer step, once more."""
-        dataset = TrainDataset(self.corpus, self.context, self.seed)
+        dataset = TrainDataset(self.corpus, self.context, self.seed, self.layout)
         return (dataset.__getitems__(samples) for samples in self._slices(step, step + 1))
 
     # Held-out tokens.
@@ -168,33 +175,46 @@ class CorpusData(LightningDataModule):
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             limit=self.validation_sequences,
+            layout=self.layout,
         )
         return DataLoader(dataset, batch_size=None, generator=torch.Generator())
 
     def probe_tokens(self, sequences: int) -> Tensor:
         """At most (sequences, context) int64 held-out tokens, evenly spaced; the same at every call, on every rank."""
-        total = self.corpus.validation_sequences(self.context)
-        count = min(sequences, total)
-        rows = self.corpus.validation_rows(self.context, np.arange(count) * total // count)
-        whole = (rows >= 0).all(axis=1)
-        rows = rows[whole] if whole.any() else rows[:1, rows[0] >= 0]
-        return torch.from_numpy(np.ascontiguousarray(rows[:, : self.context]))
+        return torch.from_numpy(self._probe_rows(sequences).tokens)
+
+    def probe_first_key(self, sequences: int) -> Tensor | None:
+        """For each of the probe's tokens the first one that it sees, int32; None where documents are not masked."""
+        first_keys = self._probe_rows(sequences).first_keys
+        return None if first_keys is None else torch.from_numpy(first_keys)
+
+    def _probe_rows(self, sequences: int) -> Rows:
+        windows = self.corpus.validation_windows(self.context, self.layout)
+        count = min(sequences, windows.count)
+        tokens, first_keys = windows.rows(np.arange(count) * windows.count // count)
+        whole = (tokens >= 0).all(axis=1)
+        rows, places = (whole, slice(self.context)) if whole.any() else (slice(1), (tokens[0] >= 0)[: self.context])
+        return Rows(
+            np.ascontiguousarray(tokens[rows, : self.context][:, places]),
+            None if first_keys is None else np.ascontiguousarray(first_keys[rows][:, places]),
+        )
 
     def random_tokens(self, sequences: int) -> Tensor:
-        """(sequences, context) int64 uniform tokens: the probe's null."""
+        """Uniform int64 tokens, as many as the probe's and in the same shape: its null."""
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(self.corpus.vocab_size, (sequences, self.context), generator=generator)
+        return torch.randint(self.corpus.vocab_size, self.probe_tokens(sequences).shape, generator=generator)
 
-    def sentence(self) -> tuple[Tensor, list[str]]:
-        """One held-out sentence (T,) of at most 48 tokens for the 3-D plot, and a text for each token."""
-        tokens_T = self.probe_tokens(1)[0, :48]
-        return tokens_T, self.corpus.pieces(tokens_T.tolist())
+    def sentence(self) -> tuple[Tensor, list[str], Tensor | None]:
+        """One held-out sentence (T,) of at most 48 tokens for the 3-D plot, a text for each, and its first keys."""
+        tokens_T, first_key = self.probe_tokens(1)[0, :48], self.probe_first_key(1)
+        return tokens_T, self.corpus.pieces(tokens_T.tolist()), None if first_key is None else first_key[0, :48]
 
     # Resume.
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must have in common with this one."""
         shared = {"corpus": self.corpus.hash, "context": self.context, "seed": self.seed}
+        shared |= {"documents": self.layout.documents, "bos": self.layout.bos}
         return shared | {"rows_per_step": self.rows_per_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -205,6 +225,8 @@ class CorpusData(LightningDataModule):
             "corpus": "a corpus with the hash",
             "context": "data.context",
             "seed": "the seed",
+            "documents": "data.documents",
+            "bos": "data.bos",
             "rows_per_step": "a global batch (batch_size × accumulation × ranks) of",
         }
         for name, here in self.state_dict().items():

@@ -46,6 +46,8 @@ data
   --data.tokens_per_step N      tokens in an optimizer step on all devices; the accumulation follows from it
                                 [null: batch_size × accumulation × devices × context]
   --data.validation_sequences N [null: all of the held-out text]
+  --data.documents D            packed or masked: whether attention crosses from one document to the next [packed]
+  --data.bos B                  document, sequence or none: where a BOS stands [document]
 """
 
 _TRAINER = """\

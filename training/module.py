@@ -1,7 +1,8 @@
 """One GPT in training: loss, optimizer step, validation sums, checkpoint contents.
 
-Shapes: B sequences of a micro-batch, T tokens, V vocabulary. A batch is {"inputs": (B, T), "targets": (B, T)}
-int64; a target of -100 is ignored. An optimizer step sees `accumulation × world` micro-batches.
+Shapes: B sequences of a micro-batch, T tokens, V vocabulary. A batch is {"inputs": (B, T), "targets": (B, T)} int64,
+and "first_key": (B, T) int32 where documents are masked; a target of -100 is ignored. An optimizer step sees
+`accumulation × world` micro-batches.
 """
 
 import math
@@ -119,7 +120,8 @@ class LanguageModel(LightningModule):
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """Sum over valid targets of −log p, in nats; at least in fp32, whatever the autocast."""
-        return self._nats(self.gpt(batch["inputs"], padded=True), batch["targets"], self.network.vocab_size)
+        logits_BTV = self.gpt(batch["inputs"], batch.get("first_key"), padded=True)
+        return self._nats(logits_BTV, batch["targets"], self.network.vocab_size)
 
     # Set-up.
 
@@ -144,7 +146,9 @@ class LanguageModel(LightningModule):
         # Asked for by name, a back end would refuse at the first batch, as a fault.
         device = self.trainer.strategy.root_device
         row = torch.empty(1, 1, 1, self.network.head_dim, dtype=PRECISIONS[precision], device=device)
-        reason = obstacle(self.backend, row, row, Parts(), None)
+        masked = data is not None and data.layout.documents == "masked"
+        first_key = torch.zeros(1, 1, dtype=torch.int32, device=device) if masked else None
+        reason = obstacle(self.backend, row, row, Parts(), first_key)
         if reason is not None:
             raise InputError(f"model.backend is {self.backend}, which cannot compute {reason}; auto can")
 

@@ -113,7 +113,7 @@ def test_validation_covers_each_target_once(bytes_corpus, world, batch_size):
 
 
 def test_limited_validation_is_fixed_and_spread_out(bytes_corpus):
-    total = bytes_corpus.validation_sequences(CONTEXT)
+    total = bytes_corpus.validation_windows(CONTEXT).count
     few = ValidationDataset(bytes_corpus, CONTEXT, 4, limit=10)
     assert len(few) == 3
     assert few.numbers.tolist() == sorted(set(few.numbers.tolist()))

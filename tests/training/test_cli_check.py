@@ -1,13 +1,18 @@
 """What the command line accepts and refuses, without training: every refusal is one line that names the value."""
 
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import yaml
 
+from data.command import LOADING_KEYS
+from data.options import PrepareOptions
 from errors import InputError
 from models.presets import PRESETS
 from training.cli import check
+from training.data_module import CorpusData
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZES = ("context", "layers", "heads", "width", "positions", "norm", "mlp", "mlp_width", "kv_heads", "tie_embeddings")
@@ -100,6 +105,9 @@ def refusal(argv: list[str]) -> str:
         (["--model.schedule.name", "step"], ["step", "constant, cosine, linear, wsd"]),
         (["--model.backend", "cuda"], ["cuda", "reference"]),
         (["--data.batch_size", "0"], ["data.batch_size is 0"]),
+        (["--data.documents", "mask"], ["data.documents", "packed, masked", "did you mean masked?"]),
+        (["--data.bos", "null"], ["data.bos", "document, sequence, none"]),
+        (["--data.documents", "masked", "--model.attention", "sink_token"], ["masked", "sink_token", "packed"]),
         (["--evaluation.every", "-5"], ["evaluation.every is -5"]),
         (["--loggers", "[wandbb]"], ["loggers", "wandbb", "wandb"]),
         (["--loggers", "wandb"], ["loggers: expected a list in brackets, such as [wandb], got wandb"]),
@@ -146,6 +154,17 @@ def test_a_binary_file_and_a_near_miss_of_a_file_name():
     Path("demo.yaml").write_bytes(b"\xff\xfe\x00")
     assert "demo.yaml is not a text file" in refusal(["--config", "demo.yaml"])
     assert "Did you mean demo.yaml?" in refusal(["--config", "demmo.yaml"])
+
+
+def test_prepare_knows_every_key_of_the_data_group():
+    linked = {"self", "context", "seed"}  # they follow from keys of other groups
+    keys = {field.name for field in fields(PrepareOptions)} | LOADING_KEYS.keys()
+    assert keys == signature(CorpusData.__init__).parameters.keys() - linked
+
+
+def test_bos_none_is_a_name():
+    for argv in (["--data.bos", "none"], written("data:\n  bos: none\n")):
+        assert check(argv)["data"]["bos"] == "none"
 
 
 def test_an_attention_is_the_same_in_every_spelling():

@@ -69,6 +69,7 @@ def tiny_run(
     seed: int = 0,
     activation_checkpointing: bool = False,
     extra: tuple = (),
+    data: dict[str, Any] | None = None,
     **trainer: Any,
 ) -> Run:
     sizes = {"context": CONTEXT, "layers": 2, "heads": 2, "width": 16} | (network or {})
@@ -81,7 +82,7 @@ def tiny_run(
         seed=seed,
         activation_checkpointing=activation_checkpointing,
     )
-    data = CorpusData(
+    corpus = CorpusData(
         str(source),
         "bytes",
         folder=str(Path(folder).parent / "data"),
@@ -90,6 +91,7 @@ def tiny_run(
         workers=workers,
         seed=seed,
         validation_sequences=10,
+        **(data or {}),
     )
     stop = Stop(stop_after)
     callbacks = [
@@ -121,7 +123,7 @@ def tiny_run(
         enable_model_summary=False,
         **settings,
     )
-    return Run(made, module, data, stop)
+    return Run(made, module, corpus, stop)
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:

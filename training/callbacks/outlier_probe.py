@@ -45,9 +45,11 @@ class OutlierProbe(StepCallback):
         if trainer.is_global_zero:
             drop_after(folder(trainer), step if trainer.ckpt_path else -1)
         data, device = trainer.datamodule, pl_module.device
+        first_key = data.probe_first_key(self.sequences)
         self._probe = outliers.Probe(
             pl_module.gpt,
             data.probe_tokens(self.sequences).to(device),
+            first_key_BT=None if first_key is None else first_key.to(device),
             random_tokens_BT=data.random_tokens(self.sequences).to(device),
         )
         if step == 0:
@@ -81,8 +83,11 @@ class OutlierProbe(StepCallback):
         report(trainer, step, {**found, "time/probe_seconds": pause.seconds})
 
     def _save_sentence(self, trainer: Trainer, module: LightningModule) -> None:
-        tokens_T, texts = trainer.datamodule.sentence()
-        arrays = outliers.sentence(module.gpt, tokens_T.to(module.device))  # on every rank: weights may be sharded
+        tokens_T, texts, first_key_T = trainer.datamodule.sentence()
+        if first_key_T is not None:
+            first_key_T = first_key_T.to(module.device)
+        # On every rank: weights may be sharded.
+        arrays = outliers.sentence(module.gpt, tokens_T.to(module.device), first_key_T)
         if not trainer.is_global_zero:
             return
         path = folder(trainer) / "sentence.npz"
