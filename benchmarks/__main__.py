@@ -1,11 +1,11 @@
 """`python -m benchmarks`: every benchmark of the CPU in turn, each printing its tables."""
 
-from benchmarks import attention, prepare, probe, training, variants
+from benchmarks import attention, loader, prepare, probe, training, variants
 
 
 def main() -> None:
     """Run them one after another: they must not share the cores."""
-    for benchmark in (training, variants, attention, probe, prepare):
+    for benchmark in (training, variants, attention, probe, loader, prepare):
         benchmark.main([])
 
 

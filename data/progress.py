@@ -47,11 +47,14 @@ class Progress:
             parts.append(f", {_duration(left)} left")
         return " ".join(parts).replace(" ,", ",")
 
-    def say(self, what: str) -> None:
-        """Name the next phase; speed and time left are counted from here."""
+    def say(self, what: str, leave: bool = False) -> None:
+        """Name the next phase; speed and time left are counted from here. leave: the line stays, others draw below."""
         self.started = time.monotonic()
         if self.shown:
             self._show(f"{self.title}: {what}")
+            if leave and self.terminal:
+                self.stream.write("\n")
+                self.stream.flush()
 
     def _show(self, line: str) -> None:
         self.stream.write(f"\r\x1b[2K{line}" if self.terminal else f"{line}\n")

@@ -184,7 +184,8 @@ def _begin(folder: Path, source: sources.Source, options: PrepareOptions, progre
     trained_on: dict[str, int] = {}
     if options.tokenizer == "bpe":
         started = time.monotonic()
-        progress.say(f"training a BPE of {options.vocab_size} tokens on at most {BPE_SAMPLE >> 20} MiB of text")
+        sample = f"at most {BPE_SAMPLE >> 20} MiB of text"
+        progress.say(f"training a BPE of {options.vocab_size} tokens on {sample}", leave=True)
         texts = (piece.text for piece in source.pieces() if not piece.validation)
         bars = progress.shown and progress.terminal
         chosen: tokenizer.Tokenizer = tokenizer.train_bpe(

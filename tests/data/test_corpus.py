@@ -202,3 +202,15 @@ def test_a_lossy_tokenizer_leaves_bits_per_byte_out(text_folder, make, tmp_path)
     assert corpus.token_bytes is None
     assert corpus.vocab_size == 3
     assert set(np.unique(corpus.train.read(0, len(corpus.train)))) == {0, 1, 2}
+
+
+def test_a_tokenizer_that_gives_the_mark_for_text_is_refused(make, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "<|endoftext|>": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "words.json"))
+    (tmp_path / "text.txt").write_text("one <|endoftext|> two\n" * 20)
+    with pytest.raises(InputError, match=r"gives <\|endoftext\|> for text"):
+        make(tmp_path / "text.txt", tmp_path / "out", tokenizer=str(tmp_path / "words.json"))
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
