@@ -105,5 +105,5 @@ def _full_precision(kernel: str, size: int, crowded: bool) -> Tiles:
         return Tiles(32 if size <= 64 else 16, 0, 4, 1)
     if size <= 64:
         return Tiles(32, 32, 4, 1)
-    narrow = size > 128 and (kernel == "dq" or (kernel == "forward" and crowded))
+    narrow = size > 128 and (kernel in ("dq", "statistics") or (kernel == "forward" and crowded))
     return Tiles(16, 16 if narrow else 32, 8, 1)
