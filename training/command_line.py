@@ -18,6 +18,7 @@ from training import loggers
 from training.arguments import default_out, split, with_options
 from training.callbacks.checkpoints import Checkpoints
 from training.callbacks.evaluation import Evaluation
+from training.callbacks.garbage import CollectGarbage
 from training.callbacks.metrics import TrainingMetrics
 from training.callbacks.outlier_probe import OutlierProbe
 from training.callbacks.progress import ShowProgress
@@ -208,6 +209,7 @@ class CommandLine(LightningCLI):
         stop = Stop(plan.stop_after, ranks)
         callbacks = [
             *(made.trainer.callbacks or []),
+            CollectGarbage(),
             TrainingMetrics(),
             made.evaluation,
             made.outliers,

@@ -101,7 +101,8 @@ class CorpusData(LightningDataModule):
         if self.corpus is None:
             self.corpus = Corpus(prepare(self.options, progress=False))
             if self.corpus.token_bytes is not None:
-                self.token_bytes = torch.from_numpy(self.corpus.token_bytes)
+                # Where the targets are: one copy, in the place of one a validation batch.
+                self.token_bytes = torch.from_numpy(self.corpus.token_bytes).to(self.trainer.strategy.root_device)
 
     def setup(self, stage: str) -> None:
         """Open the corpus; beside a training run leave its tokenizer and what it was trained on."""
@@ -132,6 +133,11 @@ class CorpusData(LightningDataModule):
         """Targets that one optimizer step sees, on all ranks."""
         return self.rows_per_step * self.context
 
+    @property
+    def _pinned(self) -> bool:
+        # Pinned memory lets Lightning copy a batch to the GPU without waiting for it.
+        return self.trainer.strategy.root_device.type == "cuda"
+
     def _slices(self, first_step: int, last_step: int) -> SliceSampler:
         trainer, accumulation = self.trainer, self.trainer.accumulate_grad_batches
         return SliceSampler(
@@ -150,7 +156,7 @@ class CorpusData(LightningDataModule):
             collate_fn=_as_it_is,
             num_workers=self.workers,
             worker_init_fn=_ignore_signals,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self._pinned,
             # Its own generator: starting a loader draws a number, and dropout's stream must not feel it.
             generator=torch.Generator(),
         )
@@ -177,7 +183,7 @@ class CorpusData(LightningDataModule):
             limit=self.validation_sequences,
             layout=self.layout,
         )
-        return DataLoader(dataset, batch_size=None, generator=torch.Generator())
+        return DataLoader(dataset, batch_size=None, pin_memory=self._pinned, generator=torch.Generator())
 
     def probe_tokens(self, sequences: int) -> Tensor:
         """At most (sequences, context) int64 held-out tokens, evenly spaced; the same at every call, on every rank."""

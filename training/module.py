@@ -240,13 +240,15 @@ class LanguageModel(LightningModule):
     # Validation: sums and counts, so that neither the batch size nor the number of ranks matters.
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add this batch to the sums of loss, targets and bytes."""
+        """Add this batch to the sums of loss, targets and bytes, on the device: the host does not wait for it."""
         targets = batch["targets"]
         valid = targets != IGNORED
         token_bytes = self.trainer.datamodule.token_bytes
-        size = token_bytes.to(targets.device)[targets[valid]].sum() if token_bytes is not None else torch.zeros(())
-        sums = torch.stack([part.double().cpu() for part in (self.loss_sum(batch), valid.sum(), size)])
-        self._sums_3 += sums
+        size = torch.zeros((), device=targets.device)
+        if token_bytes is not None:
+            size = torch.where(valid, token_bytes[torch.where(valid, targets, 0)], 0).sum()
+        sums = torch.stack([part.double() for part in (self.loss_sum(batch), valid.sum(), size)])
+        self._sums_3 = self._sums_3.to(sums.device) + sums
 
     def validation_metrics(self) -> dict[str, float]:
         """Loss per token in nats, and bits per byte where tokens have bytes; reduced over ranks, and reset.

@@ -1,13 +1,17 @@
 """Muon for hidden matrices, fused AdamW for everything else, as one optimizer.
 
 Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon): the momentum M <- μ M + (1 - μ) G, Nesterov's
-look-ahead (1 - μ) G + μ M, and in its place an approximately orthogonal matrix O by five Newton–Schulz iterations in
-bfloat16, which are torch's own. Rate and decay are those of "Muon is Scalable for LLM Training" (2502.16982, section
-2.2): W <- W - lr · (0.2 √max(A, B) · O + decay · W) for an A × B matrix, so that an update has the root mean square of
-an AdamW update, and one rate, one schedule and one decay serve both halves.
+look-ahead (1 - μ) G + μ M, and in its place an approximately orthogonal matrix O by five Newton–Schulz iterations. Rate
+and decay are those of "Muon is Scalable for LLM Training" (2502.16982, section 2.2), for a matrix of m rows and n
+columns W <- W - lr · (0.2 √max(m, n) · O + decay · W): an update has the root mean square of an AdamW update, and one
+rate, one schedule and one decay serve both halves. It is `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, but
+for three things:
 
-A weight may stack several matrices ([q; k; v], or [up; gate]). The orthogonal factor of the stack is not the stack of
-the orthogonal factors, so each matrix gets an update of its own.
+- A weight may stack several matrices ([q; k; v], or [up; gate]). The orthogonal factor of the stack is not the stack of
+  the orthogonal factors, so each matrix gets an update of its own.
+- It takes `found_inf`, as fused AdamW does.
+- The iterations run in bfloat16 on a GPU alone: a CPU without bfloat16 arithmetic takes twenty times longer for them
+  than in float32 (docs/log.md).
 """
 
 from collections.abc import Callable, Iterable
@@ -17,11 +21,26 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
-from torch.optim._muon import muon  # torch.optim.Muon's step; the class itself takes whole parameters alone
 
 from errors import InputError
 
-NEWTON_SCHULZ = {"ns_coefficients": (3.4445, -4.775, 2.0315), "ns_steps": 5, "eps": 1e-7}  # torch.optim.Muon's defaults
+A, B, C = 3.4445, -4.7750, 2.0315  # Jordan's coefficients: steep at 0, singular values end between about 0.7 and 1.2
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """(rows, columns) -> the matrix with its singular values brought near to 1, by five Newton–Schulz iterations.
+
+    In bfloat16 on a GPU, otherwise at least in float32; the result has that dtype.
+    """
+    dtype = torch.bfloat16 if matrix.is_cuda else torch.promote_types(matrix.dtype, torch.float32)
+    X = matrix.to(dtype)
+    wide = X.shape[0] <= X.shape[1]
+    X = X if wide else X.T
+    X = X / X.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = X @ X.T
+        X = torch.addmm(X, torch.addmm(gram, gram, gram, beta=B, alpha=C), X, beta=A)
+    return X if wide else X.T
 
 
 class MuonAdamW(Optimizer):
@@ -77,28 +96,18 @@ class MuonAdamW(Optimizer):
             if "momentum" in group:
                 for weight in group["params"]:
                     if weight.grad is not None:
-                        self._orthogonal(weight, group, found_inf)
+                        self._update(weight, group, found_inf)
         return loss
 
-    def _orthogonal(self, weight: nn.Parameter, group: dict[str, Any], found_inf: Tensor | None) -> None:
-        state, rows = self.state[weight], self._rows[weight]
+    def _update(self, weight: nn.Parameter, group: dict[str, Any], found_inf: Tensor | None) -> None:
+        state, momentum, lr = self.state[weight], group["momentum"], group["lr"]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
-        parts = zip(*(tensor.split(rows) for tensor in (weight, weight.grad, state["momentum_buffer"])), strict=True)
-        for matrix, gradient, buffer in parts:
-            before = None if found_inf is None else (matrix.clone(), buffer.clone())
-            muon(
-                [matrix],
-                [gradient],
-                [buffer],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                nesterov=True,
-                adjust_lr_fn="match_rms_adamw",
-                has_complex=False,
-                **NEWTON_SCHULZ,
-            )
-            if before is not None:  # the update of a bad gradient is computed and then taken back, on the device
-                for now, old in zip((matrix, buffer), before, strict=True):
-                    now.copy_(torch.where(found_inf > 0, old, now))
+        tensors = (weight, weight.grad, state["momentum_buffer"])
+        for matrix, gradient, buffer in zip(*(x.split(self._rows[weight]) for x in tensors), strict=True):
+            ahead = buffer.lerp(gradient, 1 - momentum)
+            update = orthogonal(gradient.lerp(ahead, momentum)).to(matrix.dtype)
+            rate = lr * 0.2 * max(matrix.shape) ** 0.5
+            moved = torch.add(matrix * (1 - lr * group["weight_decay"]), update, alpha=-rate)
+            for old, new in ((buffer, ahead), (matrix, moved)):
+                old.copy_(new if found_inf is None else torch.where(found_inf > 0, old, new))

@@ -160,6 +160,17 @@ def test_validate_gives_the_same_numbers_from_a_checkpoint(tmp_path, text):
     )
 
 
+def test_loaders_pin_their_memory_where_batches_go_to_a_gpu(tmp_path, text):
+    run = tiny_run(tmp_path / "run", text, steps=1).fit()
+    assert not run.data.validation_loader().pin_memory
+    device = SimpleNamespace(root_device=torch.device("cuda"))
+    run.data.trainer = SimpleNamespace(
+        strategy=device, global_rank=0, world_size=1, global_step=0, max_steps=1, accumulate_grad_batches=1
+    )
+    assert run.data.validation_loader().pin_memory
+    assert run.data.train_dataloader().pin_memory
+
+
 def test_bits_per_byte_is_absent_for_the_synthetic_task(tmp_path):
     run = tiny_run(tmp_path / "run", "bigram_backcopy", steps=1).fit()
     assert set(evaluate(run.trainer, run.module)) == {"validation/loss"}

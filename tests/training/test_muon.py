@@ -17,10 +17,8 @@ NETWORK = GPTConfig(vocab_size=30, context=8, layers=2, heads=2, kv_heads=1, wid
 MUON = OptimizerConfig("muon", lr=1e-2, weight_decay=0.3)
 
 
-def spread(seed: int, *shape: int) -> torch.Tensor:
-    """A matrix whose singular values lie between 0.5 and 1.5: rounding to bfloat16 does not decide its factor."""
-    U, S, V = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), full_matrices=False)
-    return U * torch.linspace(0.5, 1.5, len(S)) @ V
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def orthogonal(gradient: torch.Tensor) -> torch.Tensor:
@@ -33,23 +31,39 @@ def orthogonal(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def test_two_steps_are_those_of_newton_schulz_in_float64_for_each_matrix_of_a_stack():
-    weight, bias = torch.nn.Parameter(spread(0, 20, 8)), torch.nn.Parameter(torch.ones(3))
+    weight, bias = torch.nn.Parameter(drawn(0, 20, 8)), torch.nn.Parameter(torch.ones(3))
     constants = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
     optimizer = MuonAdamW([(weight, [8, 12])], [{"params": [bias]}], momentum=0.9, weight_decay=0.3, **constants)
     momentum = torch.zeros(20, 8, dtype=torch.float64)
     for seed in (1, 2):
-        weight.grad, bias.grad = torch.cat([spread(seed, 8, 8), spread(seed + 5, 12, 8) * 7]), torch.ones(3)
+        weight.grad, bias.grad = torch.cat([drawn(seed, 8, 8), drawn(seed + 5, 12, 8) * 7]), torch.ones(3)
         before = weight.detach().double()
         momentum = 0.9 * momentum + 0.1 * weight.grad.double()
         ahead = 0.1 * weight.grad.double() + 0.9 * momentum
         optimizer.step()
         update = (0.97 * before - weight.detach().double()) / (0.1 * 0.2)
         each = torch.cat([max(part.shape) ** 0.5 * orthogonal(part) for part in ahead.split([8, 12])])
-        # bfloat16 keeps 8 bits, and each of 15 products a step rounds to 0.2 to 0.4 %.
-        assert (update - each).norm() < 0.02 * each.norm()
+        # float32: 15 products, and singular values near 0 grow by 3.4 in each iteration.
+        assert (update - each).norm() < 1e-4 * each.norm()
         assert (update - 20**0.5 * orthogonal(ahead)).norm() > 0.2 * each.norm()
     assert torch.allclose(optimizer.state[weight]["momentum_buffer"].double(), momentum, atol=1e-7)
     assert bias.detach().tolist() == pytest.approx([(1 - 0.1 * 0.01) ** 2 - 0.2] * 3, abs=2e-3)
+
+
+def test_a_matrix_alone_moves_as_under_torchs_own_muon():
+    ours, theirs = (torch.nn.Parameter(drawn(0, 24, 16)) for _ in range(2))
+    bias = torch.nn.Parameter(torch.zeros(1))
+    constants = {"momentum": 0.9, "weight_decay": 0.3}
+    optimizer = MuonAdamW([(ours, [24])], [{"params": [bias]}], lr=0.05, betas=(0.9, 0.95), eps=1e-8, **constants)
+    peer = torch.optim.Muon([theirs], lr=0.05, adjust_lr_fn="match_rms_adamw", **constants)
+    for seed in range(1, 4):
+        before = ours.detach().clone()
+        theirs.grad = ours.grad = drawn(seed, 24, 16)
+        optimizer.step()
+        peer.step()
+    assert torch.equal(optimizer.state[ours]["momentum_buffer"], peer.state[theirs]["momentum_buffer"])
+    # torch iterates in bfloat16, 8 bits: a per cent or two of the update.
+    assert (ours - theirs).norm() < 0.05 * (ours - before).norm()
 
 
 def test_every_parameter_is_in_one_group_and_muon_has_the_blocks_matrices():
@@ -73,14 +87,14 @@ def test_q_k_v_up_and_gate_get_updates_of_their_own():
     block = (gpt := GPT(NETWORK)).blocks[1]
     optimizer = optimizers.build(replace(MUON, weight_decay=0.0), gpt)
     before = {name: matrix.detach().clone() for name, matrix in block.matrices().items()}
-    gradients = {name: (seed + 1) * spread(seed, *matrix.shape) for seed, (name, matrix) in enumerate(before.items())}
+    gradients = {name: (seed + 1) * drawn(seed, *matrix.shape) for seed, (name, matrix) in enumerate(before.items())}
     block.attention.qkv.weight.grad = torch.cat([gradients[name] for name in "qkv"])
     block.mlp.up.weight.grad = torch.cat([gradients["up"], gradients["gate"]])
     optimizer.step()
     for name in ("q", "k", "v", "up", "gate"):
         update = (before[name] - block.matrices()[name].detach()) / (1e-2 * 0.2 * max(before[name].shape) ** 0.5)
         expected = orthogonal(gradients[name])  # the first momentum is a multiple of the gradient
-        assert (update - expected).norm() < 0.03 * expected.norm(), name
+        assert (update - expected).norm() < 1e-4 * expected.norm(), name
 
 
 def test_a_bad_gradient_leaves_weights_momentum_and_moments_untouched():
