@@ -1,6 +1,6 @@
 """The non-finite guard: a NaN or infinite gradient never reaches the weights, and costs no host synchronisation.
 
-After each backward the gradient's norm sets a flag on the device, and the flag stays set. Fused AdamW takes it as
+After each backward the gradient's norm sets a flag on the device, and the flag stays set. The optimizer takes it as
 `found_inf`: weights, moments and step count stay untouched from that update on. The host reads the flag only where it
 reads numbers anyway (logging, evaluation, checkpoints); then it replays that update's batches, which are a pure
 function of the step, eagerly and with hooks, names the layer, and stops. A spike of the norm (training/spikes.py),
@@ -41,8 +41,9 @@ class NonFiniteGuard:
         or while it spikes."""
         torch.maximum(self._flag, (~torch.isfinite(norm)).float(), out=self._flag)
         self._clean += self._flag == 0
-        skip = self._flag if self.spikes is None else torch.maximum(self._flag, self.spikes.observe(norm))
-        optimizer.found_inf = skip
+        optimizer.found_inf = self._flag
+        if self.spikes is not None:
+            optimizer.found_inf = torch.maximum(self._flag, self.spikes.observe(norm))
 
     def bad_step(self) -> int | None:
         """The update (counted from 0) whose gradients were not finite; None while all were. Waits for the device."""

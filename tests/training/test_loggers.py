@@ -22,7 +22,7 @@ def rows(logger):
 
 def test_the_header_is_fixed_and_times_stand_last():
     header = loggers.columns()
-    assert header[:5] == ("step", "tokens", "train/loss", "train/grad_norm", "learning_rate")
+    assert header[:6] == ("step", "tokens", "train/loss", "train/grad_norm", "train/skipped", "learning_rate")
     assert [name.removeprefix("outliers/") for name in header if name.startswith("outliers/")] == list(
         outliers.HEADLINES
     )
