@@ -23,6 +23,7 @@ from models import GPT
 from outliers import activations, attention, weights
 from outliers.activations import Scratch
 from outliers.definitions import DEFINITIONS
+from outliers.rest import at_rest
 from outliers.running import Running
 from outliers.table import Rows
 
@@ -165,17 +166,8 @@ class Watch:
 @contextmanager
 def watching(gpt: GPT, hooks: Iterator[Hook]) -> Iterator[None]:
     """The model in evaluation mode, eager and without gradient, with hooks; as before on leaving."""
-    modes = {module: module.training for module in gpt.modules()}
-
-    def restore() -> None:
-        for module, mode in modes.items():
-            module.training = mode
-
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(restore)
-        gpt.eval()
+        stack.enter_context(at_rest(gpt))
         for module, when, hook in hooks:
             register = module.register_forward_pre_hook if when == "before" else module.register_forward_hook
             stack.callback(register(hook, with_kwargs=True).remove)

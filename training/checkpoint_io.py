@@ -3,26 +3,24 @@
 Lightning writes to the temporary folder and moves the file: across file systems that is a copy, and a crash in it
 leaves half a `last.ckpt`. Here a file is written beside its destination, forced to the disk, and renamed onto it.
 A checkpoint is an ordinary `torch.save` file, a zip archive whose every record carries a CRC-32. PyTorch writes these
-checksums but does not check them; `load_checkpoint` does. `recover` falls back to the checkpoint before a damaged one.
+checksums but does not check them; `models.checkpoints.load` does. `recover` falls back to the checkpoint before a
+damaged one.
 """
 
 import logging
 import os
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from errors import InputError
+from models.checkpoints import fault, load, verify
 
 log = logging.getLogger("sinkless")
-
-_FOLDER = 0x10  # among a zip record's external attributes
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -71,42 +69,6 @@ def write(path: Path, save: Callable[[BinaryIO], None], previous: Path | None = 
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint after checking every record's CRC-32; loads with `weights_only=True`."""
-    verify(path)
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, UnpicklingError, KeyError, ValueError):
-        raise InputError(f"{path} is no checkpoint of `fit`: it holds other things than tensors and numbers") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is no checkpoint of `fit`: it holds a {type(content).__name__}")
-    return content
-
-
-def verify(path: Path) -> None:
-    """InputError unless the file is a whole checkpoint: one line that names what is wrong and what to do."""
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
-    if fault := _fault(path):
-        other = path.with_name("previous.ckpt")
-        advice = f"; the one before it is {other}" if path.name == "last.ckpt" and other.exists() else ""
-        raise InputError(f"checkpoint {path} is damaged: {fault}{advice}")
-
-
-def _fault(path: Path) -> str | None:
-    """What is wrong with the archive of a checkpoint; None where nothing is."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-            # PyTorch's reader takes a record marked so for a folder and returns memory that was never written.
-            folders = [record.filename for record in archive.infolist() if record.external_attr & _FOLDER]
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError) as error:
-        return f"it is truncated or no checkpoint ({error})"
-    if folders:
-        return f"its record {folders[0]} is marked as a folder"
-    return f"its record {bad} fails its checksum" if bad else None
-
-
 def recover(last: Path, previous: Path) -> None:
     """Put the checkpoint before it in the place of a last one that is damaged or gone, and say so.
 
@@ -116,10 +78,10 @@ def recover(last: Path, previous: Path) -> None:
     if not previous.exists():
         return  # a run's only checkpoint, if damaged, is refused where it is loaded
     if last.exists():
-        fault = _fault(last)
-        if fault is None:
+        damage = fault(last)
+        if damage is None:
             return
-        reason = f"{last} is damaged: {fault}. It is kept as damaged.ckpt"
+        reason = f"{last} is damaged: {damage}. It is kept as damaged.ckpt"
     else:
         reason = f"{last} is gone"
     verify(previous)

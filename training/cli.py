@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from errors import InputError
-from training.checkpoint_io import load, recover
+from models.checkpoints import load
+from training.checkpoint_io import recover
 from training.command_line import CommandLine, Plan
 from training.data_module import CorpusData
 from training.launch import TRAIN_PY, code_hash, joined, place, started

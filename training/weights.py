@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from errors import InputError
 from training.checkpoint_io import write
 
 
@@ -60,18 +58,3 @@ def save_weights(state: Mapping[str, Tensor], path: Path, description: dict[str,
     header = {"format": "pt", "aliases": json.dumps(aliases), "description": json.dumps(description)}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write(path, lambda file: file.write(serialise(contiguous, header)))
-
-
-def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(state dict with the aliases put back, description). InputError: the file is missing or damaged."""
-    if not Path(path).is_file():
-        raise InputError(f"there are no weights at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise InputError(f"weights {path} are damaged: {error}") from None
-    for alias, name in json.loads(header.get("aliases", "{}")).items():
-        tensors[alias] = tensors[name]
-    return tensors, json.loads(header.get("description", "{}"))

@@ -8,13 +8,13 @@ from tiny_run import differences, metrics, tensors, tiny_run
 
 import outliers
 from errors import InputError
+from models.checkpoints import load_weights
 from training import rng
 from training.callbacks.checkpoints import Checkpoints
 from training.callbacks.evaluation import Evaluation, evaluate
 from training.callbacks.outlier_probe import OutlierProbe
 from training.callbacks.signals import Stop
 from training.callbacks.steps import StepCallback
-from training.weights import load_weights
 
 
 def steps_with(folder, column):

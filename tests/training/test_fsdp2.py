@@ -11,9 +11,9 @@ from fsdp_ranks import OPTIONS
 from tiny_run import differences, metrics, tiny_run
 
 from errors import InputError
+from models.checkpoints import load_weights
 from training.cli import check
 from training.command_line import CommandLine
-from training.weights import load_weights
 
 HERE = Path(__file__).parent
 

@@ -4,7 +4,8 @@ from safetensors import safe_open
 
 from errors import InputError
 from models import GPT, GPTConfig
-from training.weights import load_weights, save_weights
+from models.checkpoints import load_weights
+from training.weights import save_weights
 
 
 def small(tied: bool, seed: int = 0) -> GPT:
