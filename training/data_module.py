@@ -97,17 +97,17 @@ class CorpusData(LightningDataModule):
         prepare(self.options)
 
     def open(self) -> None:
-        """Open the corpus, unless it is open already."""
+        """Open the corpus, unless it is open already; before there is a trainer too."""
         if self.corpus is None:
             self.corpus = Corpus(prepare(self.options, progress=False))
-            if self.corpus.token_bytes is not None:
-                # Where the targets are: one copy, in the place of one a validation batch.
-                self.token_bytes = torch.from_numpy(self.corpus.token_bytes).to(self.trainer.strategy.root_device)
 
     def setup(self, stage: str) -> None:
         """Open the corpus; beside a training run leave its tokenizer and what it was trained on."""
         self.open()
         self.corpus.check_network(None, self.context, self.layout)
+        if self.corpus.token_bytes is not None:
+            # Where the targets are: one copy, in the place of one a validation batch.
+            self.token_bytes = torch.from_numpy(self.corpus.token_bytes).to(self.trainer.strategy.root_device)
         if stage == "fit" and self.trainer.is_global_zero:
             self._describe(Path(self.trainer.default_root_dir))
 
