@@ -20,7 +20,6 @@ Everything is integer arithmetic on counts and counter-based bits: sample n of a
 a sequence of a shorter context is the beginning of the longer one. Bits per byte has no meaning here and is absent.
 """
 
-import io
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,13 +66,6 @@ def transition_table(pairs: npt.NDArray[np.int64]) -> tuple[str, npt.NDArray[np.
     if not set(TRIGGERS) <= set(characters) or (counts.sum(1) == 0).any() or counts.sum() >= 1 << 32:
         raise InputError(f"{NAME}: the standard library's sources do not give {CHARACTERS} characters with bigrams")
     return characters, counts
-
-
-def table_file(counts: npt.NDArray[np.int64]) -> bytes:
-    """The table as the bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, counts)
-    return buffer.getvalue()
 
 
 def task_entry(characters: str) -> dict[str, Any]:

@@ -4,9 +4,9 @@
 
 The folder's name holds a fingerprint of the options and of the source's identity, so changed input gives another corpus
 and the same input returns at once. Everything is written to a `.partial` folder beside it, made durable, and renamed: a
-folder under its final name is whole. What a killed or interrupted process left is where the next one goes on (text.py);
-after any other failure it is removed. A lock makes other processes (the ranks of one run, or several runs) wait and
-then use the result.
+folder under its final name is whole. What a process left that was killed, interrupted or cut off from its source is
+where the next one goes on (text.py); after any other failure it is removed. A lock makes other processes (the ranks of
+one run, or several runs) wait and then use the result.
 """
 
 import errno
@@ -27,7 +27,7 @@ from data import bigram_backcopy, journal, manifest, readers, sources
 from data.corpus import Corpus, write_stamp
 from data.options import PrepareOptions
 from data.progress import Progress
-from data.shards import checksum, sync_folder, write_durably
+from data.shards import checksum, sync_folder, write_array
 from data.text import file_entry, write_text
 from errors import InputError, Interrupted
 
@@ -61,7 +61,7 @@ def prepare(options: PrepareOptions, progress: bool = True) -> Path:
             sync_folder(root)
         except BaseException as error:
             # Half-written files stay only where the same command can go on from them.
-            interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
+            interrupted = isinstance(error, KeyboardInterrupt | Interrupted | sources.UnreachableError)
             useful = any((partial / name).exists() for name in (journal.NAME, manifest.NAME))
             if not (interrupted and useful):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -131,7 +131,7 @@ def _write_task(folder: Path, source: sources.Source) -> dict[str, Any]:
     assert isinstance(source, sources.Stdlib)
     pairs = bigram_backcopy.count_pairs(path.read_bytes() for path in source.paths)
     characters, counts = bigram_backcopy.transition_table(pairs)
-    write_durably(folder / bigram_backcopy.TABLE, bigram_backcopy.table_file(counts))
+    write_array(folder / bigram_backcopy.TABLE, counts)
     return {"task": bigram_backcopy.task_entry(characters), "files": [file_entry(folder / bigram_backcopy.TABLE)]}
 
 

@@ -1,6 +1,7 @@
 """Token shards: raw little-endian uint16 or uint32 on disk, written once with a checksum, read as memory maps."""
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +48,13 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write a small array as a .npy file, as `write_durably` does."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_durably(path, buffer.getvalue())
 
 
 def sync_folder(folder: Path) -> None:

@@ -43,6 +43,10 @@ _CONTENT_HASH_LIMIT = 1 << 26  # up to 64 MiB a source is identified by its cont
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
+class UnreachableError(InputError):
+    """The source cannot be read now; the same command may go on later."""
+
+
 class Position(NamedTuple):
     """How far a source has been read."""
 
@@ -240,7 +244,7 @@ class Hub(Source):
             for row in rows.skip(skipped) if skipped else rows:
                 yield field_of(row, choice.text_field, place)
         except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, TimeoutError) as error:
-            raise InputError(f"{place}: the hub cannot be reached ({first_line(error)}){self.note}") from error
+            raise UnreachableError(f"{place}: the hub cannot be reached ({first_line(error)}){self.note}") from error
         except datasets.exceptions.DatasetNotFoundError as error:
             raise InputError(f"{place}: {first_line(error)}{self.note}") from error
         except ValueError as error:

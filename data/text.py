@@ -26,7 +26,7 @@ from data import journal, sources, tokenizer
 from data.journal import Journal
 from data.options import PrepareOptions
 from data.progress import Progress
-from data.shards import ShardWriter, checksum, token_dtype, write_durably
+from data.shards import ShardWriter, checksum, token_dtype, write_array, write_durably
 from errors import InputError
 
 BPE_SAMPLE = 1 << 25  # bytes of training text a BPE is trained on: 32 MiB, the whole of an embedded corpus
@@ -61,7 +61,7 @@ def write_text(folder: Path, source: sources.Source, options: PrepareOptions, pr
     _check_sizes(options, splits)
     chosen = writing.tokenizer
     if writing.exact:
-        np.save(folder / "token_bytes.npy", chosen.token_bytes)
+        write_array(folder / "token_bytes.npy", chosen.token_bytes)
     files = [file_entry(path) for name in (_TOKENIZER, "token_bytes.npy") if (path := folder / name).exists()]
     kind = options.tokenizer if options.tokenizer in tokenizer.NAMES else "file"
     entry = {"kind": kind, "vocab_size": chosen.vocab_size, "end_of_text": chosen.end_of_text}

@@ -13,6 +13,7 @@ from data import journal
 from data.corpus import Corpus
 from data.options import PrepareOptions
 from data.prepare import prepare
+from errors import InputError
 
 ROOT = Path(__file__).parents[2]
 # Small units, so that a small text has many of everything; killed at the n-th change of the disk, if n is not 0.
@@ -140,6 +141,37 @@ def test_killed_while_the_bpe_is_trained_then_stopped_by_ctrl_c_while_it_tokenis
     assert "going on behind 0.0 MB" in said.read_text()
     assert "training a BPE" not in said.read_text()
     make(source, tmp_path / "whole", vocab_size=600)
+    assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+
+
+def test_cut_off_from_the_hub(tmp_path, text_of, make, monkeypatch, capsys):
+    import datasets
+
+    from data import text
+
+    monkeypatch.setattr(text, "_BATCH", 1 << 12)
+    monkeypatch.setattr(text, "JOURNAL_EVERY", 1 << 13)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    hub = tmp_path / "stories"
+    hub.mkdir()
+    lines = (json.dumps({"text": text_of(300, seed=i)}) + "\n" for i in range(400))
+    (hub / "train.jsonl").write_text("".join(lines))
+    options = {"tokenizer": "bytes", "streaming": True}
+    make(f"hub:{hub}", tmp_path / "whole", **options)
+    read = datasets.IterableDataset.__iter__
+
+    def broken(rows):
+        for number, row in enumerate(read(rows)):
+            if number == 300:
+                raise ConnectionError("Server Disconnected")
+            yield row
+
+    with monkeypatch.context() as broken_off:
+        broken_off.setattr(datasets.IterableDataset, "__iter__", broken)
+        with pytest.raises(InputError, match=r"the hub cannot be reached \(Server Disconnected\)"):
+            make(f"hub:{hub}", tmp_path / "torn", **options)
+    prepare(PrepareOptions(source=f"hub:{hub}", folder=str(tmp_path / "torn"), **options))
+    assert "going on behind 0.1 MB" in capsys.readouterr().err
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
 
 
