@@ -5,8 +5,10 @@ from collections.abc import Callable
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from experiments.report.canvas import STYLE, Picture, plot, render
+from experiments.drawing.canvas import STYLE, Picture, canvas, render, wrapped
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.measures import LOSS, Measure, at, headlines, measures, nulls, strongest
 from experiments.runs import Run
@@ -56,6 +58,31 @@ def draw_band(axes: Axes, variant: Variant, steps: np.ndarray, values: np.ndarra
         axes.fill_between(
             steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=variant.colour, alpha=0.18, linewidth=0
         )
+
+
+def plot(variants: list[Variant], width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes and, above them where it covers no data, the variants' key."""
+    labels = [wrapped(variant.label) for variant in variants]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    columns = max(1, min(len(labels), int(width * 14 / (longest + 7))))
+    rows = [labels[i : i + columns] for i in range(0, len(labels), columns)]
+    key = 0.12 + sum(0.06 + 0.15 * max(label.count("\n") + 1 for label in row) for row in rows)
+    figure = canvas(width, height + key)
+    tall = height + key
+    axes = figure.add_axes((0.82 / width, 0.5 / tall, 1 - 1.3 / width, 1 - (0.82 + key) / tall))
+    handles = [Line2D([], [], color=variant.colour, linestyle=variant.style, linewidth=2.2) for variant in variants]
+    # Matplotlib fills a legend column by column; ordered so that it reads row by row.
+    order = [i for start in range(columns) for i in range(start, len(labels), columns)]
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="upper left",
+        ncols=columns,
+        handlelength=1.8,
+        columnspacing=1.2,
+        borderaxespad=0.3,
+    )
+    return figure, axes
 
 
 def _curve(

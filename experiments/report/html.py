@@ -1,12 +1,11 @@
-"""The report as one HTML file that needs no network: inline CSS and figures as base64."""
+"""The report of comparisons as HTML."""
 
-import base64
 from html import escape
-from pathlib import Path
 
+from experiments.drawing.canvas import Picture
+from experiments.drawing.document import document, figure
 from experiments.report import tables
 from experiments.report.assess import Assessment
-from experiments.report.canvas import RESOLUTION, Picture
 from experiments.report.comparison import Comparison
 from experiments.report.wording import findings
 
@@ -19,25 +18,19 @@ MAPS = (
 
 def page(title: str, sections: list[str], names: list[str]) -> str:
     """The whole document. `names` are the sections' headings, for the list of contents."""
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     contents = ""
     if len(names) > 1:
         links = " · ".join(f'<a href="#s{i}">{escape(name)}</a>' for i, name in enumerate(names))
         contents = f'<p class="soft">Comparisons: {links} · <a href="#definitions">definitions</a></p>'
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{escape(title)}</h1>\n{contents}\n{''.join(sections)}\n{tables.definitions()}\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, f"{contents}\n{''.join(sections)}\n{tables.definitions()}")
 
 
 def section(index: int, comparison: Comparison, assessment: Assessment, pictures: list[Picture]) -> str:
     """One comparison: its setting, what it shows, the table, the figures and the run details."""
     found = findings(comparison, assessment)
-    curves = "".join(_figure(picture) for picture in pictures if not picture.wide)
-    maps = "".join(_figure(picture) for picture in pictures if picture.wide and not picture.minor)
-    minor = "".join(_figure(picture) for picture in pictures if picture.minor)
+    curves = "".join(figure(picture) for picture in pictures if not picture.wide)
+    maps = "".join(figure(picture) for picture in pictures if picture.wide and not picture.minor)
+    minor = "".join(figure(picture) for picture in pictures if picture.minor)
     drawn = f"<h3>Curves</h3>\n<p class=soft>{BAND} Dashed: {escape(comparison.baseline.label)}’s null.</p>"
     drawn += f'<div class="figures">{curves}</div>\n' if curves else "<p>Nothing has been logged yet.</p>\n"
     if maps:
@@ -95,21 +88,3 @@ def setting(comparison: Comparison) -> str:
 
 def _list(sentences: list[str], nothing: str) -> str:
     return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences or [nothing])}</ul>"
-
-
-def _figure(picture: Picture) -> str:
-    caption = f"<figcaption><b>{escape(picture.title)}.</b> {escape(picture.caption)}</figcaption>"
-    kind = "wide" if picture.wide else ""
-    if picture.png is None:
-        return f'<figure class="{kind}">{caption}</figure>\n'
-    data = base64.b64encode(picture.png).decode("ascii")
-    # Bytes 16 to 24 of a PNG are its width and height; the CSS width keeps wide figures legible on a phone.
-    width = int.from_bytes(picture.png[16:20], "big") * 96 // RESOLUTION
-    # A curve carries its title itself.
-    shown = (
-        caption if picture.wide else f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
-    )
-    return (
-        f'<figure class="{kind}" style="--natural:{width}px"><div class="plate">'
-        f'<img alt="{escape(picture.title)}" loading="lazy" src="data:image/png;base64,{data}"></div>{shown}</figure>\n'
-    )

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from experiments.report.canvas import Picture, canvas, render, wrapped
+from experiments.drawing.canvas import Picture, canvas, render, wrapped
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.sentence import sentence
 from experiments.report.wording import number

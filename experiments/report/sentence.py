@@ -2,12 +2,9 @@
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
-from experiments.report.canvas import STYLE, Picture, canvas, render, wrapped
+from experiments.drawing.canvas import STYLE, Picture, canvas, render, wrapped
+from experiments.drawing.spikes import share, spikes
 from experiments.report.comparison import Comparison
 
 
@@ -32,9 +29,9 @@ def sentence(comparison: Comparison) -> Picture | None:
             row, column = divmod(i, columns)
             # A 3-D axes keeps wide margins inside its box: a box larger than its cell uses the cell.
             box = (column * wide - 0.1, (lines - 1 - row) * (tall + title) - 0.1, wide - 0.05, tall + 0.3)
-            axes = figure.add_axes(_share(figure, box), projection="3d")
-            _spikes(axes, magnitudes[min(layer, len(magnitudes) - 1)], variant.colour, top)
-            left, above = _share(figure, ((column + 0.5) * wide, (lines - row) * (tall + title) - 0.1, 0, 0))[:2]
+            axes = figure.add_axes(share(figure, box), projection="3d")
+            spikes(axes, magnitudes[min(layer, len(magnitudes) - 1)], variant.colour, top)
+            left, above = share(figure, ((column + 0.5) * wide, (lines - row) * (tall + title) - 0.1, 0, 0))[:2]
             figure.text(left, above, names[i], fontsize=9.5, color=variant.colour, ha="center", va="top")
             below = above - (name + 0.08) / figure.get_figheight()
             largest = _largest(magnitudes[min(layer, len(magnitudes) - 1)], arrays[variant.label])
@@ -57,32 +54,6 @@ def _sentences(comparison: Comparison) -> tuple[int | None, dict[str, dict[str, 
         if len(arrays) > len(best[1]):
             best = (seed, arrays)  # type: ignore[assignment]
     return best
-
-
-def _share(figure: Figure, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    wide, tall = figure.get_size_inches()
-    return box[0] / wide, box[1] / tall, box[2] / wide, box[3] / tall
-
-
-def _spikes(axes: Axes, magnitudes: np.ndarray, colour: str, top: float) -> None:
-    tokens, channels = magnitudes.shape
-    # A sheet a token: those in front hide those behind, as lines alone would not.
-    sheets = [[(0, 0), *enumerate(line), (channels - 1, 0)] for line in magnitudes]
-    paint = PolyCollection(sheets, facecolors=_pale(colour), edgecolors=colour, linewidths=0.4)
-    axes.add_collection3d(paint, zs=np.arange(tokens), zdir="y")
-    axes.set(xlim=(0, channels - 1), ylim=(0, max(1, tokens - 1)))
-    axes.set_zlim(0, top * 1.02)
-    axes.set_xlabel("channel", labelpad=-4)
-    axes.set_ylabel("token", labelpad=-4)
-    axes.set_zlabel("|h|", labelpad=-7)
-    axes.tick_params(pad=-2, labelsize=7)
-    axes.view_init(elev=22, azim=-58)
-    axes.set_box_aspect((1, 1, 0.72), zoom=0.9)
-
-
-def _pale(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (1 - 0.22 * (1 - part) for part in to_rgb(colour))
-    return red, green, blue
 
 
 def _largest(magnitudes: np.ndarray, arrays: dict[str, np.ndarray]) -> str:

@@ -7,8 +7,8 @@ import pytest
 from synthetic_runs import flat, write_run
 
 from errors import InputError
+from experiments.drawing.canvas import wrapped
 from experiments.report import build, main
-from experiments.report.canvas import wrapped
 from experiments.report.comparison import load
 from experiments.report.figures import over_seeds
 from experiments.report.maps import head_grid, layer_grid
