@@ -16,6 +16,7 @@ COMMANDS = {
     "validate": ("training.cli:validate", "the validation loss of a run's checkpoint"),
     "compare": ("experiments.compare:main", "train several attention variants and seeds, then write the report"),
     "doctor": ("training.doctor:main", "check versions, devices, disk, and that all ranks answer"),
+    "analyze": ("experiments.analyze:main", "the outliers and sinks of one model: numbers, figures and a page"),
     "report": ("experiments.report:main", "rebuild the report from the run directories on disk"),
 }
 

@@ -10,9 +10,9 @@ EPSILON = 1e-8  # of the code
 
 
 def ratios(weight_OI: Tensor, dim: int) -> Tensor:
-    """max|w| / (mean|w| + 1e-8) along a dimension: dim 0 gives one ratio a column, dim 1 one a row. Float32."""
-    a_OI = weight_OI.detach().float().abs()
-    return a_OI.amax(dim) / (a_OI.mean(dim) + EPSILON)
+    """max|w| / (mean|w| + 1e-8) along a dimension: dim 0 gives one ratio a column, dim 1 one a row. Float64."""
+    a_OI = weight_OI.detach().abs()
+    return a_OI.amax(dim).double() / (a_OI.mean(dim, dtype=torch.float64) + EPSILON)
 
 
 @torch.no_grad()

@@ -1,0 +1,77 @@
+"""The command: open the model, measure it beside its nulls, draw, and write DIR/report.html, numbers and figures."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from errors import InputError
+from experiments.arguments import Parser
+
+DESCRIPTION = """\
+Analyse the outliers and attention sinks of one model, each number beside its nulls.
+MODEL is a run directory, one of its checkpoints, a weights-*.safetensors, or hf:NAME or hf:/folder of Hugging Face's
+(GPT-2, LLaMA, Mistral, Qwen2, Qwen3)."""
+EPILOG = """\
+Layout: DIR/report.html, DIR/numbers.parquet (every number), DIR/figures/*.png
+Example: python train.py analyze runs/demo/softmax/seed=0 --out runs/demo/analysis"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`analyze MODEL --out DIR`. Raises InputError for a model, text or size that does not fit."""
+    parser = Parser(
+        prog="train.py analyze", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", metavar="MODEL", help="what to analyse")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the report goes")
+    parser.add_argument(
+        "--text", metavar="TEXT",
+        help="a file, built-in, validation (of the model's run) or random (default: validation, else built-in)",
+    )  # fmt: skip
+    parser.add_argument("--sequences", type=int, default=10, metavar="N", help="sequences of the text (default 10)")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens a sequence (default 256, at most the context)")
+    parser.add_argument(
+        "--tau", type=float, default=1000.0, metavar="X",
+        help="an activation is an outlier above X times its sequence's mean |x| (default 1000, as in 2502.06415)",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    path = build(arguments)
+    print(f"report: {path}")
+    return 0
+
+
+def build(arguments: argparse.Namespace) -> Path:
+    """Analyse a model and return the path of the report."""
+    # Imported here: `analyze --help` must not wait for torch and matplotlib.
+    from experiments.analyze.layer_figures import layer_figures
+    from experiments.analyze.report import page
+    from experiments.analyze.sentence_figures import sentence_figures
+    from outliers.access import open_decoder, sequences
+    from outliers.analysis.study import study
+    from outliers.table import write
+
+    out = arguments.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; give a folder")
+    if not 1 < arguments.tau < math.inf:
+        raise InputError(f"--tau {arguments.tau:g}: give a number above 1")
+    decoder = open_decoder(arguments.model)
+    text = sequences(decoder, arguments.text, count=arguments.sequences, length=arguments.length)
+    found = study(decoder, text, arguments.tau, _say)
+    _say("drawing")
+    pictures = [*sentence_figures(decoder, found.sentence), *layer_figures(found.table)]
+    drawings = out / "figures"
+    drawings.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        if picture.png:
+            (drawings / f"{picture.name}.png").write_bytes(picture.png)
+    write(out / "numbers.parquet", found.table)
+    path = out / "report.html"
+    path.write_text(page(decoder, found, pictures), encoding="utf-8")
+    return path
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,121 @@
+"""Position and sinks: magnitudes by layer and token class, attention by key, layer and head."""
+
+import textwrap
+
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+
+from experiments.analyze.selection import by_layer, grid, select
+from experiments.drawing.canvas import STYLE, Picture, canvas, render
+from experiments.drawing.spikes import share
+from outliers.analysis.token_kinds import KINDS
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555")
+HEAD_METRICS = {
+    "first_key_mass": "first key, raw",
+    "first_key_mass_normalised": "first key, share of real keys",
+    "first_key_mass_gated": "first key, gate-weighted",
+    "explicit_sink_mass": "explicit sink",
+    "sink_rate@0.3": "sink rate",
+    "value_drain": "value norm, first / others",
+    "gate_mean": "mean gate",
+    "dormant_inputs": "share of inputs dormant",
+}
+KEYS = 48
+
+
+def layer_figures(table: pa.Table) -> list[Picture]:
+    """All pictures of where outliers and sinks are."""
+    pictures = []
+    for site, title in (("block_output", "block output"), ("down_input", "down projection's input")):
+        lines = {s: by_layer(table, "magnitude", site=site, statistic=s) for s in ("top1", "top2", "top3", "median")}
+        nulls = {
+            "top1, random tokens": by_layer(table, "magnitude", "null_random", site=site, statistic="top1"),
+            "top1, initial weights": by_layer(table, "magnitude", "null_initial", site=site, statistic="top1"),
+        }
+        pictures.append(lines_picture(f"by-layer-{site}", f"Largest magnitudes, {title}", lines, nulls))
+        kinds = {k: by_layer(table, "magnitude", site=site, kind=k, statistic="top1") for k in KINDS}
+        kinds = {kind: values for kind, values in kinds.items() if len(values)}
+        pictures.append(lines_picture(f"by-class-{site}", f"Largest magnitude by token class, {title}", kinds, {}))
+    metric = "weight_column_max_to_mean"
+    ratios = {
+        "maximum": by_layer(table, metric, site="down", statistic="max"),
+        "median": by_layer(table, metric, site="down", statistic="median"),
+    }
+    null = {"maximum, initial weights": by_layer(table, metric, "null_initial", site="down", statistic="max")}
+    pictures.append(lines_picture("down-columns", "Down projection: max / mean of a column", ratios, null, "ratio"))
+    received = grid(select(table, "received", layer=None, position=None), "layer", "position")
+    if received.size:
+        pictures += [keys_picture(received), heads_picture(table)]
+    return pictures
+
+
+def lines_picture(
+    name: str,
+    title: str,
+    lines: dict[str, np.ndarray],
+    nulls: dict[str, np.ndarray],
+    unit: str = "|x|, mean over sequences",
+) -> Picture:
+    """One logarithmic line a statistic against the layer; nulls dashed."""
+    figure = canvas(5.0, 3.7)
+    with mpl.rc_context(STYLE):
+        axes = figure.add_axes((0.15, 0.14, 0.81, 0.62))
+        for (label, values), colour in zip(lines.items(), COLOURS, strict=False):
+            axes.plot(np.arange(len(values)), values, color=colour, marker="o", markersize=3, label=label)
+        for (label, values), dash in zip(nulls.items(), ((0, (5, 2)), (0, (1, 1.5))), strict=False):
+            axes.plot(np.arange(len(values)), values, color="#777777", linestyle=dash, linewidth=1.2, label=label)
+        axes.set_yscale("log")
+        axes.set_xlabel("layer")
+        axes.set_ylabel(unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.margins(x=0.03)
+        figure.suptitle(title, x=0.02, ha="left", y=0.985, fontsize=10)
+        figure.legend(loc="upper left", bbox_to_anchor=(0.01, 0.93), ncols=3, fontsize=7.5, columnspacing=1.0)
+    return Picture(name, title, "", render(figure))
+
+
+def keys_picture(received: np.ndarray) -> Picture:
+    """Attention that each of the first keys receives, by layer: mean over heads, sequences and all queries."""
+    shown = received[:, :KEYS]
+    wide, tall = min(10.5, 2 + 0.18 * shown.shape[1]), 1.3 + 0.2 * len(shown)
+    figure = canvas(wide, tall)
+    top = max(0.1, float(np.nanmax(shown)))
+    with mpl.rc_context(STYLE):
+        axes = figure.add_axes(share(figure, (0.7, 0.5, wide - 1.7, tall - 0.8)))
+        image = axes.imshow(shown, vmin=0, vmax=top, cmap="viridis", aspect="auto", interpolation="nearest")
+        axes.set(xlabel="key", ylabel="layer")
+        axes.grid(False)
+        figure.colorbar(image, cax=figure.add_axes(share(figure, (wide - 0.85, 0.5, 0.12, tall - 0.8))))
+    caption = (
+        f"Σ over queries of the head-averaged weight, over T: the first {shown.shape[1]} keys. 2502.06415 calls a key "
+        "an outlier from 0.1."
+    )
+    return Picture("received", "Attention received by each key", caption, render(figure), wide=True)
+
+
+def heads_picture(table: pa.Table) -> Picture:
+    """Panels of layers by heads, one a metric."""
+    grids = {m: grid(select(table, m, layer=None, head=None), "layer", "head") for m in HEAD_METRICS}
+    grids = {metric: values for metric, values in grids.items() if values.size}
+    columns = min(4, len(grids))
+    lines = -(-len(grids) // columns)
+    L, H = next(iter(grids.values())).shape
+    wide, tall = 2.7, 0.95 + min(2.6, max(0.5, 0.2 * L))
+    figure = canvas(wide * columns, tall * lines)
+    with mpl.rc_context(STYLE):
+        for i, (metric, values) in enumerate(grids.items()):
+            row, column = divmod(i, columns)
+            box = (column * wide + 0.45, (lines - 1 - row) * tall + 0.45, wide - 1.15, tall - 0.95)
+            axes = figure.add_axes(share(figure, box))
+            top = 1.0 if metric != "value_drain" and np.nanmax(values) <= 1 else max(1.0, float(np.nanmax(values)))
+            image = axes.imshow(values, vmin=0, vmax=top, cmap="viridis", aspect="auto", interpolation="nearest")
+            axes.set_title("\n".join(textwrap.wrap(HEAD_METRICS[metric], 24)), fontsize=8.5)
+            axes.set(xlabel="head", ylabel="layer")
+            axes.grid(False)
+            for axis, size in ((axes.xaxis, H), (axes.yaxis, L)):
+                axis.set_ticks(np.unique(np.linspace(0, size - 1, min(size, 4)).astype(int)))
+            bar = figure.add_axes(share(figure, (column * wide + wide - 0.62, box[1], 0.1, box[3])))
+            figure.colorbar(image, cax=bar).ax.tick_params(labelsize=7)
+    return Picture("heads", "Sinks by layer and head", "Means over sequences.", render(figure), wide=True)

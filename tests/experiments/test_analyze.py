@@ -1,0 +1,91 @@
+"""`analyze`: a report, its figures and every number from one command; one line for what it cannot take."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import train
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = {"n_layer": 3, "n_embd": 32, "n_head": 4, "vocab_size": 80, "n_positions": 64}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A GPT-2 in Hugging Face's format with a massive activation at one token, without a tokenizer."""
+    path = tmp_path_factory.mktemp("gpt2")
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES))
+    with torch.no_grad():
+        model.transformer.wte.weight[7, 3] = 2000.0
+    model.save_pretrained(path)
+    return path
+
+
+def test_one_command_gives_a_report_with_its_figures_and_numbers(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["analyze", f"hf:{folder}", "--text", "random", "--sequences", "3", "--length", "48", "--tau", "400"]
+    assert train.main([*argv, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert str(out / "report.html") in printed.out
+    assert "has no tokenizer" in printed.err
+    html = (out / "report.html").read_text()
+    figures = sorted(path.name for path in (out / "figures").iterdir())
+    assert len(figures) >= 10
+    assert html.count("data:image/png;base64,") == len(figures)
+    assert "has no tokenizer" in html
+    assert "http" not in re.sub(r"https?://[^\s\"<]*arxiv[^\s\"<]*", "", html)  # needs no network
+    table = pq.read_table(out / "numbers.parquet").to_pylist()
+    found = [row for row in table if row["metric"] == "outlier_token"]
+    assert {(row["channel"], row["token"]) for row in found} == {(3, "#7")}
+    assert "channel 3" in html
+    beside = [row for row in table if row["metric"] == "inf_norm"]
+    assert all(row["null_random"] is not None and row["null_initial"] is not None for row in beside)
+
+
+def changed(folder: Path, target: Path, **config) -> Path:
+    """The model's folder with another configuration."""
+    target.mkdir()
+    (target / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (target / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | config))
+    return target
+
+
+def test_what_it_cannot_take_is_one_line(folder, tmp_path, capsys):
+    weights = load_file(folder / "model.safetensors")
+    nan = changed(folder, tmp_path / "nan")
+    name = next(name for name in weights if name.endswith("h.1.mlp.c_fc.weight"))
+    weights[name][0, 0] = torch.nan
+    save_file(weights, nan / "model.safetensors", {"format": "pt"})
+    encoder = changed(folder, tmp_path / "bert", model_type="bert", architectures=["BertModel"])
+    (tmp_path / "file").write_text("")
+    random = ["--text", "random", "--out", str(tmp_path / "out")]
+    for argv, said in (
+        ([str(tmp_path / "nothing"), *random], "is not a model"),
+        ([f"hf:{encoder}", *random], "bert .* not supported; supported are gpt2, llama"),
+        ([f"hf:{nan}", *random], "h.1.mlp.c_fc.weight hold NaN or inf"),
+        ([f"hf:{folder}", *random, "--length", "65"], "65 tokens is longer than the 64 positions"),
+        ([f"hf:{folder}", "--out", str(tmp_path / "out")], "has no tokenizer, so it reads no text"),
+        ([f"hf:{folder}", *random, "--sequences", "0"], "0 sequences: give at least 1"),
+        ([f"hf:{folder}", *random, "--tau", "0"], "--tau 0: give a number above 1"),
+        ([f"hf:{folder}", "--text", "random", "--out", str(tmp_path / "file")], "is a file; give a folder"),
+        ([f"hf:{folder}"], "required: --out"),
+    ):
+        assert train.main(["analyze", *argv]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        assert re.search(said, error), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, train\ntry: train.main(['analyze', '--help'])\nfinally: assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
