@@ -46,6 +46,7 @@ def build(arguments: argparse.Namespace) -> Path:
     """Analyse a model and return the path of the report."""
     # Imported here: `analyze --help` must not wait for torch and matplotlib.
     from experiments.analyze.layer_figures import layer_figures
+    from experiments.analyze.life_figures import life_figures
     from experiments.analyze.report import page
     from experiments.analyze.sentence_figures import sentence_figures
     from outliers.access import open_decoder, sequences
@@ -61,7 +62,7 @@ def build(arguments: argparse.Namespace) -> Path:
     text = sequences(decoder, arguments.text, count=arguments.sequences, length=arguments.length)
     found = study(decoder, text, arguments.tau, _say)
     _say("drawing")
-    pictures = [*sentence_figures(decoder, found.sentence), *layer_figures(found.table)]
+    pictures = [*sentence_figures(decoder, found.sentence), *layer_figures(found.table), *life_figures(found.table)]
     drawings = out / "figures"
     drawings.mkdir(parents=True, exist_ok=True)
     for picture in pictures:

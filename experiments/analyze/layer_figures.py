@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 
+from experiments.analyze.axes import indices, logarithmic, over_layers
 from experiments.analyze.selection import by_layer, grid, select
 from experiments.drawing.canvas import STYLE, Picture, canvas, render
 from experiments.drawing.spikes import share
@@ -65,12 +66,11 @@ def lines_picture(
         for (label, values), colour in zip(lines.items(), COLOURS, strict=False):
             axes.plot(np.arange(len(values)), values, color=colour, marker="o", markersize=3, label=label)
         for (label, values), dash in zip(nulls.items(), ((0, (5, 2)), (0, (1, 1.5))), strict=False):
-            axes.plot(np.arange(len(values)), values, color="#777777", linestyle=dash, linewidth=1.2, label=label)
-        axes.set_yscale("log")
-        axes.set_xlabel("layer")
+            mark = "_" if len(values) == 1 else ""  # one point draws no line
+            axes.plot(np.arange(len(values)), values, color="#777777", linestyle=dash, marker=mark, label=label)
+        logarithmic(axes)
+        over_layers(axes, max(map(len, lines.values())))
         axes.set_ylabel(unit)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.margins(x=0.03)
         figure.suptitle(title, x=0.02, ha="left", y=0.985, fontsize=10)
         figure.legend(loc="upper left", bbox_to_anchor=(0.01, 0.93), ncols=3, fontsize=7.5, columnspacing=1.0)
     return Picture(name, title, "", render(figure))
@@ -86,6 +86,7 @@ def keys_picture(received: np.ndarray) -> Picture:
         axes = figure.add_axes(share(figure, (0.7, 0.5, wide - 1.7, tall - 0.8)))
         image = axes.imshow(shown, vmin=0, vmax=top, cmap="viridis", aspect="auto", interpolation="nearest")
         axes.set(xlabel="key", ylabel="layer")
+        indices(axes.yaxis, len(shown))
         axes.grid(False)
         figure.colorbar(image, cax=figure.add_axes(share(figure, (wide - 0.85, 0.5, 0.12, tall - 0.8))))
     caption = (
@@ -114,8 +115,8 @@ def heads_picture(table: pa.Table) -> Picture:
             axes.set_title("\n".join(textwrap.wrap(HEAD_METRICS[metric], 24)), fontsize=8.5)
             axes.set(xlabel="head", ylabel="layer")
             axes.grid(False)
-            for axis, size in ((axes.xaxis, H), (axes.yaxis, L)):
-                axis.set_ticks(np.unique(np.linspace(0, size - 1, min(size, 4)).astype(int)))
+            indices(axes.xaxis, H)
+            indices(axes.yaxis, L)
             bar = figure.add_axes(share(figure, (column * wide + wide - 0.62, box[1], 0.1, box[3])))
             figure.colorbar(image, cax=bar).ax.tick_params(labelsize=7)
     return Picture("heads", "Sinks by layer and head", "Means over sequences.", render(figure), wide=True)

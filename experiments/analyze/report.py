@@ -7,9 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from experiments.analyze.selection import select
+from experiments.analyze.tables import agreement, changes, html_table, life, onsets, undone
 from experiments.drawing.canvas import Picture
 from experiments.drawing.document import document, figure
-from experiments.report.wording import number
+from experiments.drawing.words import number
+from experiments.dynamics import dynamics
+from experiments.runs import Run
 from outliers.access import Decoder
 from outliers.analysis.study import Study
 from outliers.analysis.survey import DETAILED_SITES
@@ -37,6 +40,11 @@ def page(decoder: Decoder, found: Study, pictures: list[Picture]) -> str:
         section("Existence", gallery(by_name, *EXISTENCE)),
         section("Position", gallery(by_name, *POSITION) + classes() + channels(table)),
         section("Sinks", gallery(by_name, "heads") + heads(table)),
+        section("Life cycle", gallery(by_name, "life-operators", "life-channel", "spread") + life(table)),
+        section("Consistency", agreement(table)),
+        section("Interventions", changes(table, found.tau)),
+        section("Channel-wise outliers", undone(table)),
+        section("Dynamics", onsets(dynamics(Run(decoder.run))) if decoder.run else ""),
     ]
     return document(f"Outliers of {decoder.name}", "\n".join(part for part in sections if part))
 
@@ -63,13 +71,6 @@ def setting(decoder: Decoder, found: Study) -> str:
     )
     notes = "".join(f"<p><b>Note.</b> {escape(note)}.</p>" for note in found.notes)
     return f'<p class="soft">{escape("; ".join(parts))}. Every number with its nulls: numbers.parquet.</p>{notes}'
-
-
-def html_table(names: list[str], rows: list[list[str]]) -> str:
-    """Cells are HTML already; the first of a row is its heading."""
-    head = "".join(f"<th>{name}</th>" for name in names)
-    body = "".join(f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>\n" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
 def headlines(table: pa.Table) -> str:

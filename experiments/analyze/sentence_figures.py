@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axis import Axis
 
 from experiments.drawing.canvas import STYLE, Picture, canvas, render
 from experiments.drawing.spikes import Names, share, spikes
@@ -82,7 +83,8 @@ def spike_picture(
             axes = figure.add_axes(share(figure, box), projection="3d")
             drawn = pooled(pooled(values, FINEST, 1), WEIGHT_LINES, 0)
             spikes(axes, drawn, COLOUR, top, names)
-            ticks(axes, values.shape[1], drawn.shape[1])
+            ticks(axes.xaxis, values.shape[1], drawn.shape[1])
+            ticks(axes.yaxis, values.shape[0], drawn.shape[0])
             left, above = share(figure, ((column + 0.5) * wide, (lines - row) * (tall + head) - 0.08, 0, 0))[:2]
             figure.text(left, above, f"layer {layer}", fontsize=9.5, color=COLOUR, ha="center", va="top")
             below = above - 0.2 / figure.get_figheight()
@@ -90,10 +92,10 @@ def spike_picture(
     return Picture(name, title, caption, render(figure), wide=True)
 
 
-def ticks(axes, length: int, drawn: int) -> None:
-    """Three ticks that name the columns as they were before pooling."""
+def ticks(axis: Axis, length: int, drawn: int) -> None:
+    """Three ticks that name the columns or lines as they were before pooling."""
     at = np.array([0, drawn // 2, drawn - 1])
-    axes.set_xticks(at, [str(int(column * length // drawn)) for column in at])
+    axis.set_ticks(at, [str(int(column * length // drawn)) for column in at])
 
 
 def largest(values: np.ndarray, names: Names, texts: Sequence[str]) -> str:

@@ -11,9 +11,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from experiments.drawing.canvas import Picture, canvas, render, wrapped
+from experiments.drawing.words import number
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.sentence import sentence
-from experiments.report.wording import number
 from experiments.runs import Run
 from outliers.definitions import DEFINITIONS, Definition
 

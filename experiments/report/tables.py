@@ -5,10 +5,10 @@ from collections.abc import Callable
 from html import escape
 from statistics import fmean, stdev
 
+from experiments.drawing.words import number, signed
 from experiments.report.assess import DIFFERS, NO_DIFFERENCE, Assessment, own_null, values
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.measures import CLOSED_FORM, INITIALISATION, RANDOM_TOKENS, Measure, at, measures
-from experiments.report.wording import number, signed
 from experiments.runs import Run
 from outliers.definitions import DEFINITIONS, FULL_SITES, NOTATION, SITES, WEIGHT_SITES
 

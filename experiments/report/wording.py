@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from experiments.drawing.words import number, signed
 from experiments.report.assess import (
     DIFFERS,
     LEVEL,
@@ -54,30 +55,6 @@ def findings(comparison: Comparison, assessment: Assessment) -> Findings:
     return Findings(
         [*shows, *_moved(comparison), *_exceeding(comparison, assessment)], shows_not, _cannot(comparison, assessment)
     )
-
-
-def number(value: float | None) -> str:
-    """A value in three or four digits, with thousands separated; an en dash for None and NaN."""
-    if value is None or value != value:
-        return "–"
-    size = abs(value)
-    if size == 0:
-        text = "0"
-    elif size >= 1000:
-        text = f"{value:,.0f}"
-    elif size >= 1e-4:
-        # Three decimals below 10, two below 100, one below 1000; more where all three would be zeros.
-        decimals = 3 - (size >= 10) - (size >= 100)
-        text = f"{value:.{decimals}f}" if size >= 0.0095 else f"{value:.{1 - math.floor(math.log10(size))}f}"
-    else:
-        digits, exponent = f"{value:.1e}".split("e")
-        text = f"{digits}e{int(exponent)}"
-    return text.replace("-", "−")
-
-
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return number(value) if value < 0 else f"+{number(value)}"
 
 
 def _exceeding(comparison: Comparison, assessment: Assessment) -> list[str]:

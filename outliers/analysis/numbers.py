@@ -51,6 +51,13 @@ class Numbers:
         return pa.table(joined, schema=pa.schema(fields))
 
 
+def without_nulls(table: pa.Table) -> pa.Table:
+    """The table with empty columns of nulls: of numbers whose null is another number beside them."""
+    for name in NULLS:
+        table = table.append_column(name, pa.nulls(table.num_rows, pa.float64()))
+    return table.cast(SCHEMA)
+
+
 def beside(table: pa.Table, random: pa.Table, initial: pa.Table, closed: Mapping[str, float]) -> pa.Table:
     """The table with the columns of `NULLS`: the same number on random tokens and with initial weights, and the closed
     form by metric (of its "value" and "max"). Empty where that measurement has no such number.

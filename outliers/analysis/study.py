@@ -9,8 +9,12 @@ from models import GPT
 from outliers import nulls
 from outliers.access import Decoder, Text, sequences
 from outliers.activations import OUTLIER_RATIO
+from outliers.analysis.channels import channels
+from outliers.analysis.consistency import consistency
 from outliers.analysis.fresh import fresh
-from outliers.analysis.numbers import Numbers, beside
+from outliers.analysis.interventions import SEQUENCES, intervene
+from outliers.analysis.life_cycle import life_cycle
+from outliers.analysis.numbers import Numbers, beside, without_nulls
 from outliers.analysis.sentence import Sentence, sentence
 from outliers.analysis.survey import Survey
 from outliers.analysis.token_kinds import kinds, limits
@@ -49,13 +53,13 @@ def study(
     random = sequences(decoder, "random", count=min(B, NULL_SEQUENCES), length=T)
     on_random = _null(decoder, random)
     at_start = _null(fresh(decoder), replace(text, tokens=tokens_BT[:NULL_SEQUENCES]))
-    return Study(
-        text,
-        tau,
-        beside(table, on_random.table(), at_start.table(), closed_forms(decoder, B, T)),
-        sentence(decoder, tokens_BT[0], texts[0]),
-        notes,
-    )
+    tables = [beside(table, on_random.table(), at_start.table(), closed_forms(decoder, B, T))]
+    say("the life of the largest outlier, and where outliers agree")
+    later = [life_cycle(decoder, tokens_BT), consistency(decoder, tokens_BT[:SEQUENCES], tau)]
+    say("interventions")
+    later += [intervene(decoder, tokens_BT, tau, say), channels(decoder, tokens_BT)]
+    tables += [without_nulls(numbers.table()) for numbers in later]
+    return Study(text, tau, pa.concat_tables(tables), sentence(decoder, tokens_BT[0], texts[0]), notes)
 
 
 def _null(decoder: Decoder, text: Text) -> Numbers:

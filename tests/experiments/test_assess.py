@@ -5,10 +5,11 @@ import math
 import pytest
 from synthetic_runs import flat, write_run
 
+from experiments.drawing.words import number, signed
 from experiments.report.assess import DIFFERS, NO_DIFFERENCE, NOT_ASSESSABLE, assess
 from experiments.report.comparison import load
 from experiments.report.measures import LOSS, at, measures, nulls
-from experiments.report.wording import findings, number, signed
+from experiments.report.wording import findings
 from experiments.runs import Run
 from outliers.nulls import gaussian_column_max
 

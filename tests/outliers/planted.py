@@ -46,3 +46,24 @@ def fat_column(gpt: GPT) -> None:
 def dead_gate(gpt: GPT) -> None:
     """One head's gate is closed for every token."""
     gpt.blocks[LAYER].attention.mechanism.scale.bias[HEAD] = -40.0
+
+
+def used_massive(gpt: GPT) -> None:
+    """The embedding's huge value reaches the last norm, and the head reads it: it decides the first prediction."""
+    massive(gpt)
+    gpt.head.weight[:, CHANNEL] = 0.0
+    gpt.head.weight[ord("T"), CHANNEL] = 3.0  # the built-in text begins with it
+
+
+def carried_massive(gpt: GPT) -> None:
+    """The same value, that every norm multiplies by 0: the residual stream carries it, nothing reads it."""
+    massive(gpt)
+    for block in gpt.blocks:
+        block.norm_attention.weight[CHANNEL] = block.norm_mlp.weight[CHANNEL] = 0.0
+    gpt.norm.weight[CHANNEL] = 0.0
+
+
+def trigger(gpt: GPT) -> None:
+    """One gain of one norm, and the column of W_q that reads it, are large."""
+    gpt.blocks[LAYER].norm_attention.weight[CHANNEL] = 30.0
+    gpt.blocks[LAYER].attention.qkv.weight[:WIDTH, CHANNEL] *= 20.0

@@ -1,0 +1,111 @@
+"""Channel-wise outliers: large norm gains and the columns of W_q that meet them (2505.21670), and what undoes them.
+
+Shapes: B sequences, T tokens, C width, I inputs and O outputs of a matrix.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outliers.access import Decoder
+from outliers.activations import Scratch, channel_peaks, finish
+from outliers.analysis.interventions import LENGTH, SEQUENCES, mean_and_error
+from outliers.analysis.numbers import Numbers
+from outliers.running import Running
+
+RATIO = 4.0  # a gain or a column is an outlier above this many medians of its norm's gains or its matrix's columns
+SITES = ("norm_attention", "norm_mlp", "q")
+
+
+def large(values_N: Tensor) -> Tensor:
+    """True where |value| > RATIO · median |value| (the lower median)."""
+    a_N = values_N.detach().abs()
+    return a_N > RATIO * a_N.median()
+
+
+def channels(decoder: Decoder, tokens_BT: Tensor) -> Numbers:
+    """Find outlier gains and triggering columns; undo each kind in turn; loss and channels before and after."""
+    tokens_BT = tokens_BT[:SEQUENCES, :LENGTH]
+    numbers = Numbers()
+    _name(decoder, numbers)
+    before_B = _measure(decoder, tokens_BT, numbers, "before")
+    for name, change in CHANGES.items():
+        with decoder.preserved(), torch.no_grad():
+            changed = sum(change(decoder))
+            numbers.add("channels_changed", changed, statistic=name)
+            if not changed:
+                continue
+            mean, error = mean_and_error(_measure(decoder, tokens_BT, numbers, name) - before_B)
+        numbers.add("channels_loss_change", mean, statistic=name)
+        numbers.add("channels_loss_change_error", error, statistic=name)
+    return numbers
+
+
+def _name(decoder: Decoder, numbers: Numbers) -> None:
+    """Each outlier gain over the median gain, and each triggering column's norm over the median norm."""
+    for (site, layer), gain_C in decoder.gains().items():
+        _list(numbers, "outlier_gain", gain_C, site=site, layer=layer)
+    for layer in range(decoder.sizes.layers):
+        _list(numbers, "triggering_column", _columns(decoder, layer), site="q", layer=layer)
+
+
+def _list(numbers: Numbers, metric: str, values_N: Tensor, **place: str | int) -> None:
+    a_N = values_N.detach().double().abs()
+    found = large(a_N).nonzero()[:, 0].numpy()
+    if len(found):
+        numbers.add(metric, (a_N / a_N.median())[found], channel=found.astype(np.int32), **place)
+
+
+def _columns(decoder: Decoder, layer: int) -> Tensor:
+    """(C,) the norm of each input column of W_q."""
+    return decoder.matrices(layer)["q"].float().norm(dim=0)
+
+
+def _measure(decoder: Decoder, tokens_BT: Tensor, numbers: Numbers, statistic: str) -> Tensor:
+    """(B,) losses; writes `channel_ratio` of each site and layer."""
+    scratch, seen = Scratch(), {(site, n): Running() for site in SITES for n in range(decoder.sizes.layers)}
+
+    def peaks(running: Running) -> Callable[[Tensor], None]:
+        def look(x_BTC: Tensor) -> None:
+            channel_peaks(running, x_BTC[:, -tokens_BT.shape[1] :], scratch)
+
+        return look
+
+    with decoder.hooked((*place, peaks(running)) for place, running in seen.items()):
+        losses_B = decoder.nats(tokens_BT).mean(1)
+    for (site, layer), running in seen.items():
+        value = finish(running)["channel_ratio"]
+        numbers.add("channel_ratio_after", value, site=site, layer=layer, statistic=statistic)
+    return losses_B
+
+
+def _gains_to(value: Callable[[Tensor], Tensor | float]) -> Callable[[Decoder], list[int]]:
+    def change(decoder: Decoder) -> list[int]:
+        counts = []
+        for gain_C in decoder.gains().values():
+            outlier_C = large(gain_C)
+            gain_C[outlier_C] = value(gain_C)
+            counts.append(int(outlier_C.sum()))
+        return counts
+
+    return change
+
+
+def _rescale_columns(decoder: Decoder) -> list[int]:
+    counts = []
+    for layer in range(decoder.sizes.layers):
+        norm_I = _columns(decoder, layer)
+        outlier_I = large(norm_I)
+        q_OI = decoder.matrices(layer)["q"]
+        q_OI[:, outlier_I] *= (norm_I.median() / norm_I[outlier_I]).to(q_OI.dtype)
+        counts.append(int(outlier_I.sum()))
+    return counts
+
+
+CHANGES: dict[str, Callable[[Decoder], list[int]]] = {
+    "gains_to_1": _gains_to(lambda gain_C: 1.0),
+    "gains_to_mean": _gains_to(lambda gain_C: gain_C.mean()),
+    "columns_rescaled": _rescale_columns,
+}

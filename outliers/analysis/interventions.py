@@ -1,0 +1,118 @@
+"""What outliers do: at every site they are changed, and the loss says whether anything used them.
+
+2402.17762 sets massive activations to zero and to their mean; 2505.21670 tells those that are used (true) from those
+that the residual stream only carries (fake). Rules: docs/analysis.md.
+
+Shapes: B sequences, T tokens, C channels of the site.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from outliers.access import Decoder
+from outliers.analysis.numbers import Numbers
+
+SEQUENCES, LENGTH = 8, 256  # at most: each change is a pass over the text
+MARGIN = 0.01  # nats a token: a smaller change of the loss is no harm
+ERRORS = 2  # standard errors that a verdict leaves for noise
+ACTIONS = ("zero", "mean", "clip", "zero_random")
+
+
+@dataclass
+class Found:
+    """The outliers of one place: how many, and by channel (C,) their sums and counts."""
+
+    count: int = 0
+    sums: Tensor | float = 0.0
+    counts: Tensor | float = 0.0
+
+    def mean(self) -> Tensor:
+        """(C,) the mean outlier of each channel; 0 where it has none."""
+        return self.sums / torch.as_tensor(self.counts).clamp_min(1)
+
+
+def outliers(x_BTC: Tensor, tau: float) -> Tensor:
+    """True where |x| > tau · mean |x| of the sequence."""
+    a_BTC = x_BTC.abs()
+    return a_BTC > tau * a_BTC.mean((1, 2), keepdim=True)
+
+
+def intervene(decoder: Decoder, tokens_BT: Tensor, tau: float, say: Callable[[str], None]) -> Numbers:
+    """Change the outliers of one place at a time and measure the loss. Sites: every operator's output in every block,
+    the residual stream, the embeddings and the final norm."""
+    tokens_BT = tokens_BT[:SEQUENCES, :LENGTH]
+    numbers = Numbers()
+    places = [
+        place for place in decoder.places if place[0] != "logits" and (place[0] != "block_input" or place[1] == 0)
+    ]
+    found = {place: Found() for place in places}
+    with decoder.hooked((*place, _counting(found[place], tau)) for place in places):
+        before_B = decoder.nats(tokens_BT).mean(1)
+    for place, at in found.items():
+        coordinates = {"site": place[0], "layer": place[1]}
+        numbers.add("outliers", at.count, **coordinates)
+        if not at.count:
+            continue
+        say(f"changing {at.count:,} outliers at {place[0]}, layer {place[1]}")
+        for action in ACTIONS:
+            with decoder.hooked([(*place, changing(action, tau, at.mean()))]):
+                change_B = decoder.nats(tokens_BT).mean(1) - before_B
+            mean, error = mean_and_error(change_B)
+            numbers.add("loss_change", mean, statistic=action, **coordinates)
+            numbers.add("loss_change_error", error, statistic=action, **coordinates)
+            if action == "zero":
+                numbers.add("outliers_used", used(mean, error), **coordinates)
+    return numbers
+
+
+def _counting(found: Found, tau: float) -> Callable[[Tensor], None]:
+    def count(x_BTC: Tensor) -> None:
+        outlier_BTC = outliers(x_BTC, tau)
+        found.count += int(outlier_BTC.sum())
+        found.sums = found.sums + (x_BTC * outlier_BTC).sum((0, 1))
+        found.counts = found.counts + outlier_BTC.sum((0, 1))
+
+    return count
+
+
+def changing(action: str, tau: float, mean_C: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that changes the outliers of (B, T, C).
+
+    zero; mean: to the channel's mean outlier over the text; clip: to ±tau · mean |x|; zero_random: as many entries of
+    each sequence, drawn from a fixed seed, are zeroed in their place (the null).
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def change(x_BTC: Tensor) -> Tensor:
+        outlier_BTC = outliers(x_BTC, tau)
+        if action == "zero":
+            return x_BTC.masked_fill(outlier_BTC, 0)
+        if action == "mean":
+            return torch.where(outlier_BTC, mean_C.to(x_BTC.dtype), x_BTC)
+        if action == "clip":
+            limit_B11 = tau * x_BTC.abs().mean((1, 2), keepdim=True)
+            return torch.where(outlier_BTC, x_BTC.sign() * limit_B11, x_BTC)
+        chosen_BN = torch.zeros_like(outlier_BTC).flatten(1)
+        for chosen_N, outlier_N in zip(chosen_BN, outlier_BTC.flatten(1), strict=True):
+            ordinary = (~outlier_N).nonzero()[:, 0]
+            picks = torch.randperm(len(ordinary), generator=generator)[: int(outlier_N.sum())]
+            chosen_N[ordinary[picks]] = True
+        return x_BTC.masked_fill(chosen_BN.view_as(x_BTC), 0)
+
+    return change
+
+
+def mean_and_error(values_B: Tensor) -> tuple[float, float]:
+    """The mean over sequences and its standard error; infinite for one sequence."""
+    error = float(values_B.std() / len(values_B) ** 0.5) if len(values_B) > 1 else float("inf")
+    return float(values_B.mean()), error
+
+
+def used(mean: float, error: float) -> float:
+    """1 (true: removal hurts), 0 (fake: it does not), NaN (the noise does not tell)."""
+    if mean - ERRORS * error > MARGIN:
+        return 1.0
+    return 0.0 if mean + ERRORS * error < MARGIN else float("nan")
