@@ -26,7 +26,7 @@ def life_figures(table: pa.Table) -> list[Picture]:
     pictures = [operators_picture(table), channel_picture(table)]
     spread = {m: by_head(table, m) for m in SPREAD}
     spread = {metric: values for metric, values in spread.items() if values.size}
-    return [*pictures, spread_picture(spread)]
+    return [*pictures, spread_picture(spread)] if spread else pictures
 
 
 def by_head(table: pa.Table, metric: str) -> np.ndarray:

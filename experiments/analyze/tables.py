@@ -98,8 +98,8 @@ def changes(table: pa.Table, tau: float) -> str:
     ]
     note = (
         "Change of the loss in nats per token ± its standard error over sequences. True (used): setting the outliers "
-        f"to 0 costs more than {MARGIN:g} nats beyond two standard errors; fake (only carried): it certainly costs "
-        "less; undecided: the noise does not tell."
+        f"to 0 costs more than {MARGIN:g} nats beyond two standard errors; fake (only carried): it costs "
+        "less by as much; undecided: the noise does not tell."
     )
     return html_table(names, rows) + f'<p class="soft">{note}</p>'
 

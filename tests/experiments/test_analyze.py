@@ -13,6 +13,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import train
+from experiments.analyze.layer_figures import layer_figures
+from experiments.analyze.life_figures import life_figures
+from experiments.analyze.report import page
+from experiments.analyze.sentence_figures import sentence_figures
+from models import GPT, GPTConfig
+from outliers.access import sequences
+from outliers.access.hugging_face import decoder_of as of_hugging_face
+from outliers.access.ours import decoder_of as of_ours
+from outliers.analysis.study import study
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"n_layer": 3, "n_embd": 32, "n_head": 4, "vocab_size": 80, "n_positions": 64}
@@ -89,3 +98,40 @@ def test_what_it_cannot_take_is_one_line(folder, tmp_path, capsys):
 def test_help_does_not_wait_for_torch():
     code = "import sys, train\ntry: train.main(['analyze', '--help'])\nfinally: assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def llama():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        num_hidden_layers=2, hidden_size=32, intermediate_size=48, vocab_size=80, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=48,
+    )  # fmt: skip
+    return of_hugging_face(transformers.LlamaForCausalLM(config), "llama")
+
+
+def silent():
+    """Its attention does not say what it computes."""
+    return of_ours(GPT(GPTConfig(vocab_size=80, context=48, layers=2, heads=4, width=32), "forward_only.Mean"))
+
+
+def drawn(decoder, found):
+    return [*sentence_figures(decoder, found.sentence), *layer_figures(found.table), *life_figures(found.table)]
+
+
+@pytest.mark.parametrize("opened", [llama, silent])
+def test_every_part_of_the_page_is_there_as_far_as_the_attention_lets_it(opened):
+    decoder = opened()
+    found = study(decoder, sequences(decoder, "random", count=2, length=40))
+    # Drawing takes seconds: once for a model whose attention can be drawn, above, and once for one whose cannot.
+    pictures = [] if opened is llama else drawn(decoder, found)
+    html = page(decoder, found, pictures)
+    drawn_only = ["Existence"] if pictures else []
+    headings = re.findall(r"<h2>([^<]*)</h2>", html)
+    assert headings == [
+        "Main numbers", "Outliers as 2502.06415 codes them", *drawn_only, "Position", "Sinks", "Life cycle",
+        "Consistency", "Interventions", "Channel-wise outliers",
+    ]  # fmt: skip
+    assert ("so its weights were not measured" in html) == (opened is silent)
+    names = {picture.name for picture in pictures}
+    assert not {"heads", "attention", "attention-heads", "received"} & names
+    assert ("spread" in names) == (opened is silent)  # the values' norms at least

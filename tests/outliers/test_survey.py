@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import kernels
+from outliers import Probe
 from outliers.access import sequences
 from outliers.analysis.fresh import fresh
 from outliers.analysis.numbers import Numbers, beside
@@ -200,3 +201,28 @@ def test_the_initial_network_is_what_the_trained_one_began_as():
     torch.testing.assert_close(torch.get_rng_state(), state, rtol=0, atol=0)
     plain = dict(planted.decoder().module.named_parameters())
     assert all(torch.equal(parameter, plain[name]) for name, parameter in start.module.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "attention", ["sink_token", "sink_key_value", "sigmoid", "gated_element", {"name": "clipped_softmax", "alpha": 0.5}]
+)
+def test_it_measures_what_the_probe_measures(attention):
+    """One definition for both: every number of the probe stands in the analysis, to the last bit."""
+    decoder = planted.decoder(attention=attention, kv_heads=2, mlp="swiglu", positions="rotary")
+    tokens = sequences(decoder, "built-in", count=3, length=80).tokens
+    table = Survey(decoder, *kinds(decoder, tokens)).run(tokens).table()
+    names = ("metric", "site", "layer", "head", "statistic")
+    plain = pc.and_(pc.equal(table["channel"], -1), pc.equal(table["position"], -1))
+    ours = {tuple(row[n] for n in names): row["value"] for row in table.filter(plain).to_pylist() if not row["kind"]}
+    probed = Probe(decoder.module, tokens, chunk=12).measure(0).to_pylist()
+    assert len(probed) > 400
+    for row in probed:
+        np.testing.assert_equal(ours[tuple(row[name] for name in names)], row["value"], err_msg=str(row))
+
+
+def test_an_attention_that_only_defines_forward_leaves_its_weights_unmeasured():
+    decoder = planted.decoder(attention="forward_only.Mean")
+    table = surveyed(decoder)
+    assert not rows(table, "received") + rows(table, "first_key_mass")
+    assert rows(table, "value_drain")
+    assert rows(table, "inf_norm")
