@@ -4,7 +4,7 @@ import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 
-from experiments.analyze.axes import indices, over_layers
+from experiments.analyze.axes import indices, logarithmic, over_layers
 from experiments.analyze.layer_figures import COLOURS
 from experiments.analyze.selection import by_layer, grid, select
 from experiments.drawing.canvas import STYLE, Picture, canvas, render
@@ -58,6 +58,7 @@ def operators_picture(table: pa.Table) -> Picture:
         axes.grid(False)
         bar = figure.add_axes(share(figure, (wide - 0.95, 0.55, 0.13, tall - 0.75)))
         figure.colorbar(image, cax=bar).ax.tick_params(labelsize=7)
+        logarithmic(bar)
     caption = (
         "Largest |x| of the followed token over the median of the other tokens' largest, mean over sequences: where it "
         "first grows the outlier emerges."

@@ -40,7 +40,7 @@ def page(decoder: Decoder, found: Study, pictures: list[Picture]) -> str:
         section("Existence", gallery(by_name, *EXISTENCE)),
         section("Position", gallery(by_name, *POSITION) + classes() + channels(table)),
         section("Sinks", gallery(by_name, "heads") + heads(table)),
-        section("Life cycle", gallery(by_name, "life-operators", "life-channel", "spread") + life(table)),
+        section("Life cycle", life(table) + gallery(by_name, "life-operators", "life-channel", "spread")),
         section("Consistency", agreement(table)),
         section("Interventions", changes(table, found.tau)),
         section("Channel-wise outliers", undone(table)),

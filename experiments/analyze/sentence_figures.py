@@ -107,7 +107,7 @@ def largest(values: np.ndarray, names: Names, texts: Sequence[str]) -> str:
 
 def map_picture(name: str, title: str, caption: str, maps: dict[str, np.ndarray], columns: int = COLUMNS) -> Picture:
     """Attention maps from 0 to 1 on one colour scale."""
-    columns = min(columns, len(maps))
+    columns = 2 if len(maps) == 4 and columns == COLUMNS else min(columns, len(maps))
     lines = -(-len(maps) // columns)
     side = 2.9 if columns <= COLUMNS else 2.3
     figure = canvas(side * columns + 0.7, (side + 0.25) * lines + 0.1)

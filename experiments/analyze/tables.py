@@ -4,7 +4,7 @@ from html import escape
 
 import pyarrow as pa
 
-from experiments.analyze.selection import select
+from experiments.analyze.selection import by_layer, select
 from experiments.drawing.words import number, signed
 from experiments.dynamics import CURVES, Onset, before
 from outliers.analysis.channels import CHANGES, RATIO, SITES
@@ -40,9 +40,15 @@ def life(table: pa.Table) -> str:
     """Which token and channel the figures follow."""
     positions = select(table, "outlier_position", sequence=None)["value"].to_pylist()
     first = sum(position == 0 for position in positions)
+    over = {}
+    for value in ("value", "null_random", "null_initial"):
+        own, others = (by_layer(table, f"life_{name}_top1", value, site="block_output") for name in ("token", "others"))
+        over[value] = number(float((own / others).max()))
     return (
         f"<p>Followed: channel {one(table, 'outlier_channel'):.0f}, the largest of the block outputs, at the token of "
-        f"each of {len(positions)} sequences where it is largest (the first token in {first}).</p>"
+        f"each of {len(positions)} sequences where it is largest (the first token in {first}). In a block output this "
+        f"token’s largest |x| is up to {over['value']} times the other tokens’ median (random tokens: "
+        f"{over['null_random']}, initial weights: {over['null_initial']}): near these nulls it is no outlier.</p>"
     )
 
 

@@ -14,6 +14,7 @@ import kernels
 from kernels import Parts
 from outliers.access import Decoder
 from outliers.access.decoder import CHUNK_TOKENS
+from outliers.analysis.interventions import LENGTH, SEQUENCES
 from outliers.analysis.numbers import Numbers
 from outliers.attention import OUTLIER_SHARE
 
@@ -38,7 +39,7 @@ class Seen:
 
 def consistency(decoder: Decoder, tokens_BT: Tensor, tau: float) -> Numbers:
     """Overlap and intersection over union of outlier sets, beside what permuting one of them gives."""
-    numbers, seen = Numbers(), look(decoder, tokens_BT)
+    numbers, seen = Numbers(), look(decoder, tokens_BT[:SEQUENCES, :LENGTH])
     fat_C = fat_channels(decoder)
     of_channels = seen.by_channel.amax(0)
     coded_C = of_channels > tau

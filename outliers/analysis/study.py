@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+from torch import Tensor
 
 from models import GPT
 from outliers import nulls
@@ -12,7 +13,7 @@ from outliers.activations import OUTLIER_RATIO
 from outliers.analysis.channels import channels
 from outliers.analysis.consistency import consistency
 from outliers.analysis.fresh import fresh
-from outliers.analysis.interventions import SEQUENCES, intervene
+from outliers.analysis.interventions import intervene
 from outliers.analysis.life_cycle import life_cycle
 from outliers.analysis.numbers import Numbers, beside, without_nulls
 from outliers.analysis.sentence import Sentence, sentence
@@ -48,22 +49,28 @@ def study(
     B, T = tokens_BT.shape
     say(f"measuring {B} sequences of {T} tokens: {text.name}")
     kinds_BT, texts = kinds(decoder, tokens_BT)
-    table = Survey(decoder, kinds_BT, texts, tau=tau).run(tokens_BT).table()
+    measured = [Survey(decoder, kinds_BT, texts, tau=tau).run(tokens_BT), life_cycle(decoder, tokens_BT)]
     say("the same on random tokens and with initial weights")
-    random = sequences(decoder, "random", count=min(B, NULL_SEQUENCES), length=T)
-    on_random = _null(decoder, random)
-    at_start = _null(fresh(decoder), replace(text, tokens=tokens_BT[:NULL_SEQUENCES]))
-    tables = [beside(table, on_random.table(), at_start.table(), closed_forms(decoder, B, T))]
-    say("the life of the largest outlier, and where outliers agree")
-    later = [life_cycle(decoder, tokens_BT), consistency(decoder, tokens_BT[:SEQUENCES], tau)]
-    say("interventions")
-    later += [intervene(decoder, tokens_BT, tau, say), channels(decoder, tokens_BT)]
-    tables += [without_nulls(numbers.table()) for numbers in later]
+    on_random = _null(decoder, sequences(decoder, "random", count=min(B, NULL_SEQUENCES), length=T).tokens)
+    at_start = _null(fresh(decoder), tokens_BT[:NULL_SEQUENCES])
+    tables = [beside(_joined(measured), on_random, at_start, closed_forms(decoder, B, T))]
+    say("where outliers agree, and what they do")
+    later = [
+        consistency(decoder, tokens_BT, tau),
+        intervene(decoder, tokens_BT, tau, say),
+        channels(decoder, tokens_BT),
+    ]
+    tables.append(without_nulls(_joined(later)))
     return Study(text, tau, pa.concat_tables(tables), sentence(decoder, tokens_BT[0], texts[0]), notes)
 
 
-def _null(decoder: Decoder, text: Text) -> Numbers:
-    return Survey(decoder, *kinds(decoder, text.tokens), single=False).run(text.tokens)
+def _null(decoder: Decoder, tokens_BT: Tensor) -> pa.Table:
+    survey = Survey(decoder, *kinds(decoder, tokens_BT), single=False)
+    return _joined([survey.run(tokens_BT), life_cycle(decoder, tokens_BT)])
+
+
+def _joined(parts: list[Numbers]) -> pa.Table:
+    return pa.concat_tables([numbers.table() for numbers in parts])
 
 
 def closed_forms(decoder: Decoder, sequences: int, length: int) -> dict[str, float]:
