@@ -25,6 +25,7 @@ from training import compilation
 from training.cli import quiet
 from training.command_line import CommandLine, Plan
 from training.launch import TRAIN_PY, code_hash, joined, started
+from training.peaks import PEAKS
 from training.ranks import Ranks
 
 SHORT = ("accelerator", "devices", "num_nodes", "strategy")
@@ -120,6 +121,7 @@ def _devices() -> list[Finding]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{properties.major}{properties.minor}"
+        text += "" if properties.name.removeprefix("NVIDIA ") in PEAKS else ", peak rate unknown: no MFU"
         found.append(Finding(f"device {index}", None, text))
     return found
 

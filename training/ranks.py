@@ -7,53 +7,36 @@ torchrun's agent holds) and reads there whether another rank has failed or wants
     failure    the first failure of any rank; set once
     life/R     a counter and the line of code at which rank R stands, or `left`
     ready, start/R, verdict       the start: rank 0 has a corpus, what rank R starts with, that all start alike
-    stop, begun/R                 a signal that asks all to stop, and the step that each was in when it heard of it
+    stop, begun/R                 a signal that asks all to stop, and the step that each was in (`common_stop`)
 """
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import Any, NoReturn
 
-from torch.distributed import DistError, PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore
 
 from errors import InputError, Interrupted
+from training.common_stop import CommonStop
+from training.failure import Failure, OtherRankFailed, is_consequence, signal_name
 
 POLL = 0.5  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one, after which a rank counts as dead
 JOIN = 300.0  # seconds in which all ranks have to start: importing torch from a cluster's file system takes minutes
 GRACE = 5.0  # seconds that a rank has to come to an end by itself when another one has failed
-_LIBRARIES = ("gloo", "NCCL", "ProcessGroup", "Connection closed", "Connection reset")
-STOPPING = "\n{}: saving after this step, then leaving (once more: leave at once)\n"
 GO = "go"
 GONE = "rank 0 is gone"
 LEFT = "left"  # the last that a rank writes
 FOREVER = 10 * 365 * 86400.0  # a corpus may take days to prepare; a failure ends the waiting
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The first failure: its rank, the exit code of all ranks, and one line on it."""
-
-    rank: int
-    code: int
-    text: str
-
-
-class OtherRankFailed(Exception):  # noqa: N818 - an event elsewhere, not an error of this rank
-    """Another rank has failed while this one waited for it."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.text)
 
 
 class Ranks:
@@ -71,17 +54,14 @@ class Ranks:
         self.rank, self.world = rank, world
         self.host, self.port = address
         self.failure: Failure | None = None
-        self.stop_signal: int | None = None
+        self.stop = CommonStop(rank, world, self._raise_others)
         self.before_exit: Callable[[], None] = lambda: None
         self.children: list[Popen[bytes]] = []  # ranks that this one has started, in their order, from rank 1 on
         self._holds, self._prefix = holds, f"sinkless/{prefix}"
         self._store = self._connect(holds)
         # A store's operations exclude each other, so that the thread needs a connection of its own.
         self._watched = self._connect(False)
-        self._lock = threading.Lock()
-        self._asked: int | None = None
-        self._begun, self._stop_at = 0, None
-        self._heard, self._decided, self._done = False, threading.Event(), threading.Event()
+        self._done = threading.Event()
         self._lives = {other: ("", time.monotonic()) for other in range(world)}
         self._beats = 0
         self._thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
@@ -150,53 +130,19 @@ class Ranks:
                     raise InputError(f"rank {rank} does not start as rank 0: {key} is {mine} on rank 0, {theirs} there")
         self._store.set("verdict", GO)
 
-    # Stopping together: no rank may leave out a step that another one has begun, or that one waits for ever.
-
-    def ask_to_stop(self, number: int) -> None:
-        """Ask all ranks to stop, because of signal `number`. May be called in a signal's handler."""
-        self._asked = self._asked or number
-
-    def begin(self, step: int) -> None:
-        """Training begins after `step` optimizer steps."""
-        with self._lock:
-            if not self._heard:
-                self._begun = step + 1
-
-    def stops_at(self, step: int) -> bool:
-        """Whether to stop after `step` optimizer steps; the same answer at the same step on all ranks.
-
-        Costs nothing until somebody asks. Then every rank's thread says in which step the rank is, and all go on to
-        the largest of them.
-        """
-        with self._lock:
-            if not self._heard:
-                self._begun = step + 1
-                return False
-        while not self._decided.wait(POLL):
-            self._raise_others()
-        return self._stop_at is not None and step >= self._stop_at
-
-    def _hear(self) -> None:
-        if self._asked is not None and self.stop_signal is None:
-            self._watched.compare_set("stop", "", str(self._asked))
-        if self.stop_signal is None and self._watched.check(["stop"]):
-            self.stop_signal = int(self._watched.get("stop"))
-            if self.rank == 0:
-                sys.stderr.write(STOPPING.format(_signal_name(self.stop_signal)))
-            with self._lock:
-                self._heard, begun = True, self._begun
-            self._watched.set(f"begun/{self.rank}", str(begun))
-        if self.stop_signal is not None and self._stop_at is None:
-            keys = [f"begun/{rank}" for rank in range(self.world)]
-            if self._watched.check(keys):
-                self._stop_at = max(int(self._watched.get(key)) for key in keys)
-                self._decided.set()
-
     # Failing together.
+
+    def tell(self, error: BaseException) -> None:
+        """Let the others know of an exception where it is met, before files and devices are closed.
+
+        Not of one that may come from another rank's end: who that was has to be found out first.
+        """
+        if not is_consequence(error):
+            self.failed(error)
 
     def failed(self, error: BaseException) -> Failure:
         """The run's first failure, which is `error` unless another rank was faster. May be called again."""
-        if self.failure is None and _is_consequence(error):
+        if self.failure is None and is_consequence(error):
             # The connection to a rank is closed before anything else tells that the rank is dead.
             end = time.monotonic() + SILENCE + 4 * POLL
             while self.failure is None and time.monotonic() < end:
@@ -207,8 +153,8 @@ class Ranks:
         if isinstance(error, InputError):
             return self.fail(2, text)
         if isinstance(error, Interrupted):
-            return self.fail(128 + error.number, f"stopped by {_signal_name(error.number)}")
-        where = f"; {self._positions()}" if _is_consequence(error) else ""
+            return self.fail(128 + error.number, f"stopped by {signal_name(error.number)}")
+        where = f"; {self._positions()}" if is_consequence(error) else ""
         return self.fail(1, f"{type(error).__name__}: {text}{where}")
 
     def fail(self, code: int, text: str) -> Failure:
@@ -219,7 +165,7 @@ class Ranks:
         """Leave in the middle of a step, and let the others leave too, because of signal `number`."""
         self._done.set()
         with suppress(RuntimeError):
-            self.fail(128 + number, f"stopped by {_signal_name(number)}")
+            self.fail(128 + number, f"stopped by {signal_name(number)}")
             self._store.set(f"life/{self.rank}", LEFT)
         os._exit(128 + number)
 
@@ -273,14 +219,14 @@ class Ranks:
         lost = self._dead_child() or self._silent_rank()
         if lost is not None:
             return self._first(self._watched, lost)
-        self._hear()
+        self.stop.hear(self._watched)
         return None
 
     def _dead_child(self) -> Failure | None:
         for rank, child in enumerate(self.children, 1):
             code = child.poll()
             if code and self._life(self._watched, rank) != LEFT:
-                how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+                how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
                 return Failure(rank, 1, f"rank {rank} {how}")
         return None
 
@@ -299,7 +245,7 @@ class Ranks:
     def _exit(self, failure: Failure) -> NoReturn:
         """Leave a process that cannot leave by itself: it waits for a rank that will never answer."""
         if self._speaks(failure) and failure.code <= 128:
-            print(f"error: {_of_rank(failure)}", file=sys.stderr, flush=True)
+            print(f"error: {failure}", file=sys.stderr, flush=True)
         with suppress(Exception):
             self.before_exit()
         self._end_children(GRACE)
@@ -323,7 +269,7 @@ class Ranks:
             failure = self.failed(error)
             self._close()
             if failure.rank == self.rank and (self.rank == 0 or failure.code == 1):
-                if _is_consequence(error):  # it says that somebody did not answer, and not who
+                if is_consequence(error):  # it says that somebody did not answer, and not who
                     print(f"error: {failure.text}", file=sys.stderr, flush=True)
                 raise
             if not self._speaks(failure) or failure.rank == self.rank:
@@ -331,8 +277,8 @@ class Ranks:
             if failure.code > 128:
                 raise Interrupted(failure.code - 128) from None
             if failure.code == 2:
-                raise InputError(_of_rank(failure)) from None
-            print(f"error: {_of_rank(failure)}", file=sys.stderr, flush=True)
+                raise InputError(str(failure)) from None
+            print(f"error: {failure}", file=sys.stderr, flush=True)
             raise SystemExit(failure.code) from None
         else:
             with suppress(RuntimeError):
@@ -367,28 +313,7 @@ class Ranks:
                 child.wait()
 
 
-def _of_rank(failure: Failure) -> str:
-    """The failure as another rank tells it."""
-    names_it = failure.text.startswith(("rank ", "no answer from rank "))
-    return failure.text if names_it else f"rank {failure.rank}: {failure.text}"
-
-
-def _is_consequence(error: BaseException) -> bool:
-    """Whether an exception may come from another rank's end: what the libraries of collective operations raise."""
-    text = str(error)
-    return isinstance(error, DistError) or (
-        isinstance(error, RuntimeError) and any(word in text for word in _LIBRARIES)
-    )
-
-
 def _position() -> str:
     """The innermost line of the main thread, as `file:line in function`."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "its end"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -166,3 +166,15 @@ def test_the_failure_of_a_rank_ends_all(place, deed, codes, said):
     assert ("ArithmeticError" in other) == ("Arithmetic" in deed)
     assert first.count("Traceback") + other.count("Traceback") <= 1
     assert json.loads((place / out / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_rank_that_fit_started_itself_is_named_when_it_is_killed(place):
+    (place / "own").mkdir()
+    (place / "own/deed").write_text("os.kill(os.getpid(), signal.SIGKILL)")
+    argv = ["--config", "my.yaml", "--out", "own", "--trainer.devices", "2"]
+    ranks = start(place, [argv])
+    assert ranks.codes() == [1], ranks.output()
+    assert ranks.output()[0].splitlines()[-1] == "error: rank 1 was killed by SIGKILL"
+    assert "Traceback" not in ranks.output()[0]
+    assert json.loads((place / "own/status.json").read_text())["state"] == "failed"
+    assert len((place / "own/rows.2.1").read_text().splitlines()) == 5  # it trained: two steps of two micro-batches

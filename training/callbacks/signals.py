@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from errors import InputError
 from training.callbacks.steps import StepCallback
-from training.ranks import STOPPING, Ranks
+from training.common_stop import STOPPING
+from training.ranks import Ranks
 
 # SIGUSR1 is what `sbatch --signal=USR1@60` sends a minute before a job's time is over.
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -38,7 +39,7 @@ class Stop(StepCallback):
     @property
     def exit_code(self) -> int:
         """128 + the signal that ended the run (143 for SIGTERM, 130 for SIGINT, 138 for SIGUSR1), otherwise 0."""
-        number = self.ranks.stop_signal if self.ranks else self.signal
+        number = self.ranks.stop.signal if self.ranks else self.signal
         return 128 + number if number else 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -55,13 +56,13 @@ class Stop(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.signal = None
         if self.ranks:
-            self.ranks.begin(trainer.global_step)
+            self.ranks.stop.begin(trainer.global_step)
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in CAUGHT}
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Ask the trainer to stop where it is time; all ranks at the same step."""
-        signalled = self.ranks.stops_at(step) if self.ranks else self.signal is not None
+        signalled = self.ranks.stop.after(step) if self.ranks else self.signal is not None
         if signalled or step == self.after:
             trainer.should_stop = True
 
@@ -73,7 +74,7 @@ class Stop(StepCallback):
         """Put the handlers back, and tell the other ranks."""
         self._restore()
         if self.ranks:
-            self.ranks.failed(exception)
+            self.ranks.tell(exception)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -87,6 +88,6 @@ class Stop(StepCallback):
             os._exit(128 + number)
         self.signal = signal.Signals(number)
         if self.ranks:
-            self.ranks.ask_to_stop(number)
+            self.ranks.stop.ask(number)
         else:
             sys.stderr.write(STOPPING.format(self.signal.name))
