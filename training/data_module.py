@@ -104,6 +104,9 @@ class CorpusData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the corpus; beside a training run leave its tokenizer and what it was trained on."""
         self.open()
+        if self.corpus.token_bytes is not None:
+            # Where the targets are: one copy, in the place of one a validation batch.
+            self.token_bytes = torch.from_numpy(self.corpus.token_bytes).to(self.trainer.strategy.root_device)
         self.corpus.check_network(None, self.context, self.layout)
         if self.corpus.token_bytes is not None:
             # Where the targets are: one copy, in the place of one a validation batch.
