@@ -90,6 +90,9 @@ def _backward_blocks(
             L_b = L[:, :, rows].reshape(*S.shape[:4], 1)
         if isinstance(score, Softmax | Softpick):
             delta = (dO[:, :, rows].to(high) * o[:, :, rows]).sum(-1).view(*S.shape[:4], 1)
+        if isinstance(score, Softpick):  # with one key P does not depend on S, and 1 / |S| would multiply the rounding
+            several = (count > 1).to(high)
+            dP, delta = dP.mul_(several), delta * several
         if dL is not None:
             delta = delta - dL[:, :, rows].reshape(*S.shape[:4], 1)
         P, dS, d_shift = gradients(score, S, dP, L_b, delta, count)

@@ -109,7 +109,10 @@ def softpick(S_BHTS: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     empty_BHT1 = total_BHT1 == 0
     total_BHT1 = total_BHT1.masked_fill(empty_BHT1, 1)
     L_BHT1 = (pivot_BHT1 + total_BHT1.log()).masked_fill(empty_BHT1, -torch.inf)
-    return size_BHTS.masked_fill(S_BHTS <= 0, 0) / total_BHT1, L_BHT1[..., 0]
+    P_BHTS = size_BHTS.masked_fill(S_BHTS <= 0, 0) / total_BHT1
+    # With one key P is 1 or 0 whatever the score: without a gradient, whose rounding 1 / |S| would multiply.
+    single_T1 = seen.sum(-1, keepdim=True) == 1
+    return torch.where(single_T1, (S_BHTS > 0).to(P_BHTS.dtype), P_BHTS), L_BHT1[..., 0]
 
 
 def clip(P_BHTS: Tensor, seen: Tensor, score: Clipped | Elastic) -> Tensor:

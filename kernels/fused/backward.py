@@ -14,6 +14,7 @@ from .tiles import (
     CLIPPED,
     CONTEXT_VECTOR,
     ELASTIC,
+    SOFTPICK,
     base2,
     key_range,
     load_rows,
@@ -52,6 +53,8 @@ def key_tiles(
         s = matmul(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, UPCAST)
         s, slope = base2(s, scale, softcap, SOFTCAP)
         dP = matmul(v, tl.trans(dO), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, UPCAST)
+        if MASKED and SCORE == SOFTPICK:
+            dP = tl.where(single_key(start_m, first_key, T, S, FIRST, BLOCK_M)[None, :], 0.0, dP)
         w, dS, _ = weights_and_gradient(s, row_lam[None, :], row_delta[None, :], dP, number, row_shift[None, :], SCORE)
         if SOFTCAP:
             dS = dS * slope
@@ -121,6 +124,8 @@ def query_tiles(
         s = matmul(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32), PRECISION, UPCAST)
         s, slope = base2(s, scale, softcap, SOFTCAP)
         dP = matmul(dO, tl.trans(v), tl.zeros([q.shape[0], BLOCK_N], tl.float32), PRECISION, UPCAST)
+        if MASKED and SCORE == SOFTPICK:
+            dP = tl.where((position == first)[:, None], 0.0, dP)  # as `single_key`
         _, dS, active = weights_and_gradient(
             s, row_lam[:, None], row_delta[:, None], dP, number, row_shift[:, None], SCORE
         )

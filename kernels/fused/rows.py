@@ -23,6 +23,7 @@ from .tiles import (
     SINK_LOGIT,
     SINK_SLOTS,
     SOFTMAX,
+    SOFTPICK,
     gate,
     load_rows,
     load_tile,
@@ -122,6 +123,7 @@ def rows_kernel(
     if SCORE == CLIPPED or SCORE == ELASTIC:
         kept_tile = load_tile(kept + b * y_batch + h * y_head, start, y_row, T, D, BLOCK_M, BLOCK_D, True)
         dot = tl.sum(d_tile * kept_tile.to(tl.float32), 1)
+    if SCORE == CLIPPED or SCORE == ELASTIC or SCORE == SOFTPICK:
         dot = tl.where(single_key(start, first_key + b * T, T, S, FIRST, BLOCK_M), 0.0, dot)
     if WITH_DL:
         dot -= load_rows(dL + head * T, start, 1, T, BLOCK_M, 0.0, True)

@@ -247,8 +247,8 @@ def inside_clip(unclipped, number):
 def single_key(start_m, first_key, T, S, FIRST: tl.constexpr, BLOCK_M: tl.constexpr):
     """(M): whether a row sees one key alone.
 
-    P is then 1 whatever the score, and a clip's limit may lie exactly there: of its dS only P dL is left, which
-    Δ = −dL and no dP give.
+    Its weight does not then depend on the score: of its dS only what dL gives is left, which Δ = −dL and no dP give.
+    A clip's limit may lie exactly there, and softpick would multiply what rounding leaves of dP − Δ by 1 / |S|.
     """
     row = start_m + tl.arange(0, BLOCK_M)
     if FIRST:

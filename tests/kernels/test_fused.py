@@ -117,6 +117,25 @@ def test_weights_at_the_limit_of_the_clip(score: kernels.parts.Score) -> None:
         assert float((actual - exact).norm()) < 3e-5 * (1 + float(exact.norm()))  # scores of 100 are off by 1e-5
 
 
+@pytest.mark.parametrize("backend", ["reference", "blockwise", "triton"])
+@pytest.mark.parametrize("own_key", [True, False], ids=["every row", "first row"])
+def test_softpick_of_a_row_with_one_key(backend: str, own_key: bool) -> None:
+    """Its weight is 1 or 0 whatever the score: only L has a gradient, and rounding is not multiplied by 1 / |S|."""
+    length = 40 if own_key else 1
+    inputs = make(Case(score="softpick"), length=length, head_dim=16, **SMALL)
+    first = torch.arange(40).expand(1, -1) if own_key else None
+    with torch.no_grad():
+        inputs.q.mul_(1e-3)
+    y, L = kernels.attend_with_lse(*inputs.qkv, inputs.parts, first_key_BT=first, backend=backend)
+    for gradient in torch.autograd.grad(y.square().sum(), inputs.qkv[:2], retain_graph=True):
+        assert not gradient.any()
+    gradients = torch.autograd.grad((y.square() + y).sum() + L.sum(), inputs.qkv)
+    exact, L_exact = dense(inputs, first)
+    wanted = torch.autograd.grad((exact.square() + exact).sum() + L_exact.sum(), inputs.qkv)
+    for actual, right in zip(gradients, wanted, strict=True):
+        assert error(actual, right) < FLOAT32
+
+
 def test_a_first_key_before_the_sequence_is_the_sequence() -> None:
     inputs = make(Case(), length=40, head_dim=16, **SMALL)
     first = (torch.arange(40) - 20).expand(1, -1)
