@@ -1,7 +1,7 @@
 """Reads what `fit` wrote: full checkpoints, and weights alone as safetensors.
 
 A checkpoint is a zip archive whose every record carries a CRC-32. PyTorch writes these checksums but does not check
-them; `load` does.
+them; `load` does. A sharded checkpoint is a folder (`models.sharded`), and read like any other.
 """
 
 import json
@@ -17,25 +17,37 @@ from torch import Tensor
 from errors import InputError
 from models.config import GPTConfig
 from models.gpt import GPT
+from models.sharded import REST, Empty, checksums, fill
 
 _FOLDER = 0x10  # among a zip record's external attributes
 
 
-def load(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint after checking every record's CRC-32; loads with `weights_only=True`."""
+def load(path: Path, map_location: Any = "cpu", empty: Empty | None = None) -> dict[str, Any]:
+    """Read a checkpoint after checking every record's CRC-32; loads with `weights_only=True`.
+
+    empty: for a sharded checkpoint, see `sharded.fill`. InputError: it is missing, truncated or damaged.
+    """
     verify(path)
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path / REST if path.is_dir() else path, map_location=map_location, weights_only=True)
     except (RuntimeError, UnpicklingError, KeyError, ValueError):
         raise InputError(f"{path} is no checkpoint of `fit`: it holds other things than tensors and numbers") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is no checkpoint of `fit`: it holds a {type(content).__name__}")
-    return content
+    return fill(path, content, empty) if path.is_dir() else content
+
+
+def description(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What rebuilds the network of a loaded checkpoint. InputError: it does not say."""
+    saved = content.get("hyper_parameters")
+    if not isinstance(saved, dict) or not {"attention", "network"} <= saved.keys():
+        raise InputError(f"{path} is no checkpoint of `fit`: it does not say which network it holds")
+    return saved
 
 
 def verify(path: Path) -> None:
     """InputError unless the file is a whole checkpoint: one line that names what is wrong and what to do."""
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"there is no checkpoint {path}")
     if damage := fault(path):
         other = path.with_name("previous.ckpt")
@@ -44,7 +56,9 @@ def verify(path: Path) -> None:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with the archive of a checkpoint; None where nothing is."""
+    """What is wrong with a checkpoint; None where nothing is."""
+    if path.is_dir():
+        return _folder_fault(path)
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -55,6 +69,20 @@ def fault(path: Path) -> str | None:
     if folders:
         return f"its record {folders[0]} is marked as a folder"
     return f"its record {bad} fails its checksum" if bad else None
+
+
+def _folder_fault(folder: Path) -> str | None:
+    """What is wrong with a sharded checkpoint."""
+    if not (folder / REST).is_file():
+        return f"its {REST} is missing"
+    if damage := fault(folder / REST):
+        return f"{REST}: {damage}"
+    for name, sums in torch.load(folder / REST, weights_only=True).get("files", {}).items():
+        if not (folder / name).is_file():
+            return f"its {name} is missing"
+        if checksums(folder, name)[name] != sums:
+            return f"its {name} fails its checksum"
+    return None
 
 
 def load_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -122,13 +122,27 @@ class _Recording:
             raise
 
 
+def point(path: Path, target: str, previous: Path | None = None) -> None:
+    """Make `path` a link to its neighbour `target` at once; `previous` keeps what stood at `path` before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    os.symlink(target, temporary)
+    if previous is not None and path.exists():
+        _keep(path, previous)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
 def _keep(path: Path, previous: Path) -> None:
     """Make `previous` a second name of the file at `path`: `path` itself stays in place all the time."""
     temporary = previous.with_name(f".{previous.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
         try:
-            os.link(path, temporary)
+            if path.is_symlink():
+                os.symlink(path.readlink(), temporary)
+            else:
+                os.link(path, temporary)
         except OSError:  # a file system without hard links
             shutil.copyfile(path, temporary)
         os.replace(temporary, previous)

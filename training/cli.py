@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from errors import InputError
-from models.checkpoints import load
-from training.checkpoint_io import recover
+from models.checkpoints import description, load
+from training.checkpoint_io import AtomicCheckpointIO, recover
 from training.command_line import CommandLine, Plan
 from training.data_module import CorpusData
 from training.launch import TRAIN_PY, code_hash, joined, place, started
@@ -92,6 +92,7 @@ def validate(argv: list[str]) -> int:
             data.prepare_data()
             if ranks is not None:
                 ranks.agree(_start_of_a_rank(plan, checkpoint, data))
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
             (metrics,) = trainer.validate(model, data, ckpt_path=checkpoint, verbose=False)
         if not trainer.is_global_zero:
             return 0
@@ -154,7 +155,7 @@ def _checkpoint(plan: Plan) -> Path | None:
         return None
     last = RunDirectory(plan.out).last_checkpoint
     path = last if plan.checkpoint == "last" else Path(plan.checkpoint)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"--ckpt_path {plan.checkpoint}: there is no checkpoint {path}")
     return path
 
@@ -177,9 +178,7 @@ def _start(plan: Plan) -> Path | None:
 def _same_network(checkpoint: Path, model: dict[str, Any]) -> int:
     """The step of a checkpoint. InputError where its weights belong to another network than the configuration's."""
     content = load(checkpoint)
-    saved = content.get("hyper_parameters")
-    if not isinstance(saved, dict) or not {"attention", "network"} <= saved.keys():
-        raise InputError(f"{checkpoint} is no checkpoint of `fit`: it does not say which network it holds")
+    saved = description(content, checkpoint)
     there, here = ({"model": {key: source[key] for key in ("attention", "network")}} for source in (saved, model))
     if here["model"]["network"]["vocab_size"] is None:
         there["model"]["network"]["vocab_size"] = None

@@ -178,6 +178,10 @@ class CommandLine(LightningCLI):
         if not 0 < config.rank_timeout <= 86400:
             raise InputError(f"rank_timeout is {config.rank_timeout:g}; it is above 0 and at most 86400 seconds")
         _check_trainer(config.trainer)
+        if config.checkpoints.sharded and config.trainer.strategy != "fsdp2":
+            raise InputError(
+                f"checkpoints.sharded is true, but trainer.strategy is {config.trainer.strategy}, not fsdp2"
+            )
         # Without a vocabulary the module checks its values and builds no network.
         small = self.parser.parse_object({"model": {"network": {"vocab_size": None}}}, config)
         made = self.parser.instantiate_classes(small)
@@ -272,6 +276,8 @@ def _check_trainer(trainer: Namespace) -> None:
     for name in ("max_steps", "accumulate_grad_batches", "log_every_n_steps"):
         if trainer[name] is not None and trainer[name] < 1:
             raise InputError(f"trainer.{name} is {trainer[name]}; it is a whole number, 1 or more")
+    if (trainer.strategy, trainer.precision) == ("fsdp2", "64-true"):
+        raise InputError("trainer.precision is 64-true; under fsdp2 it is 32-true, bf16-mixed or bf16-true")
     clip = trainer.gradient_clip_val
     if clip is not None and not clip >= 0:
         raise InputError(f"trainer.gradient_clip_val is {clip}; it is the largest norm, above 0, or 0 or null for none")

@@ -61,6 +61,7 @@ training
   --evaluation.every N          steps between two validations [200]
   --outliers.every N            steps between two probes of outliers and attention sinks [200]
   --checkpoints.every N         steps between two checkpoints [500]
+  --checkpoints.sharded C       true: under fsdp2 every rank writes its part into a folder [False]
   --loggers '[wandb]'           wandb, tensorboard or both, beside metrics.csv [none]
 """
 

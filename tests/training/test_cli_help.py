@@ -36,7 +36,7 @@ def test_help_imports_nothing_slow(command):
 def test_the_list_of_commands():
     code, out, _, imported = train_py("--help")
     assert code == 0
-    for command in ("prepare", "fit", "validate", "compare", "report"):
+    for command in ("prepare", "fit", "validate", "compare", "convert", "report"):
         assert re.search(rf"^  {command} +\w", out, re.M)
     assert not imported & SLOW
     assert train_py()[0] == 2

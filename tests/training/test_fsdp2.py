@@ -1,6 +1,8 @@
 """FSDP2 on two processes with gloo: the numbers of ddp, exact resume, and checkpoints that any strategy takes up."""
 
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,11 @@ from fsdp_ranks import OPTIONS
 from tiny_run import differences, metrics, tiny_run
 
 from errors import InputError
-from models.checkpoints import load_weights
+from models.checkpoints import load, load_weights, rebuild
+from training.checkpoint_io import recover
 from training.cli import check
 from training.command_line import CommandLine
+from training.convert import main as convert
 
 HERE = Path(__file__).parent
 
@@ -33,6 +37,10 @@ def runs(tmp_path_factory, text) -> Path:
 
 def checkpoint(run: Path) -> dict:
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+def checkpoint_step(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
 
 
 def tensors(saved: dict) -> dict[str, torch.Tensor]:
@@ -85,10 +93,122 @@ def test_weights_alone_are_whole_and_tied(runs):
     assert description["attention"] == {"name": "sink_token"}
 
 
+def test_a_sharded_checkpoint_resumes_bit_for_bit_and_is_swept(runs):
+    folder = runs / "shards/checkpoints"
+    loaded, whole = load(folder / "last.ckpt"), checkpoint(runs / "whole")
+    assert loaded.keys() == whole.keys()
+    assert differences(tensors(whole), tensors(loaded)) == []
+    assert loaded["optimizer_states"][0]["param_groups"] == whole["optimizer_states"][0]["param_groups"]
+    assert metrics(runs / "whole") == metrics(runs / "shards")
+    links = {(folder / name).readlink().name for name in ("last.ckpt", "previous.ckpt")}
+    assert links == {path.name for path in folder.glob("*.sharded")}
+    parts = [path.stat().st_size for path in (folder / "last.ckpt").glob("*.distcp")]
+    assert len(parts) == 2
+    assert max(parts) < 0.7 * sum(parts)
+    gpt, step = rebuild(folder / "last.ckpt")
+    assert step == 8
+    assert torch.equal(gpt.head.weight, whole["state_dict"]["gpt.head.weight"])
+
+
+def test_one_process_goes_on_from_shards(runs, text):
+    options = {**OPTIONS, "network": {"dropout": 0.0}}
+    moved = tiny_run(runs / "moved", text, batch_size=4, accumulation=2, **options).fit(runs / "five/last.ckpt")
+    assert moved.trainer.global_step == 8
+    assert [row["step"] for row in metrics(runs / "moved")] == ["6", "7", "8"]
+    assert (runs / "moved/checkpoints/last.ckpt").is_file()
+
+
+def test_one_file_after_shards_leaves_no_folder_behind(runs, text):
+    shutil.copytree(runs / "five", runs / "mixed/checkpoints", symlinks=True)
+    options = {**OPTIONS, "network": {"dropout": 0.0}}
+    tiny_run(runs / "mixed", text, batch_size=4, accumulation=2, checkpoints=6, **options).fit(
+        runs / "mixed/checkpoints/last.ckpt"
+    )
+    folder = runs / "mixed/checkpoints"
+    assert not list(folder.glob("*.sharded"))
+    assert [checkpoint_step(folder / name) for name in ("last.ckpt", "previous.ckpt")] == [8, 6]
+
+
+def test_convert_makes_one_file_of_shards_of_a_file_and_of_a_run(runs, tmp_path, capsys):
+    written = []
+    for name, source in (("a", "shards/checkpoints/last.ckpt"), ("b", "whole/checkpoints/last.ckpt"), ("c", "whole")):
+        assert convert([str(runs / source), str(tmp_path / f"{name}.safetensors")]) == 0
+        assert "tensors of step 8" in capsys.readouterr().out
+        written.append(load_weights(tmp_path / f"{name}.safetensors"))
+    there, description = load_weights(runs / "whole/checkpoints/weights-step=000008.safetensors")
+    for weights, header in written:
+        assert differences(there, weights) == []
+        assert header == description | {"activation_checkpointing": header["activation_checkpointing"]}
+    for source, target, part in (
+        ("nothing", "d.safetensors", "there is no checkpoint .*nothing"),
+        ("data", "d.safetensors", "neither a checkpoint nor a run"),
+        ("whole", "d.bin", r"must end in \.safetensors"),
+        ("whole", "a.safetensors", "is there already"),
+    ):
+        with pytest.raises(InputError, match=part):
+            convert([str(runs / source), str(tmp_path / target)])
+    with pytest.raises(InputError, match="given 1 arguments"):
+        convert(["x"])
+
+
+@pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "rest.ckpt"])
+def test_damage_in_any_file_of_a_sharded_checkpoint_is_found(runs, tmp_path, name):
+    copy = tmp_path / "copy.ckpt"
+    shutil.copytree(runs / "five/last.ckpt", copy)
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(InputError, match=rf"copy\.ckpt is damaged: .*{name.split('.')[-1]}"):
+        load(copy)
+    (copy / name).unlink()
+    with pytest.raises(InputError, match=f"its {name} is missing"):
+        load(copy)
+
+
+def test_a_damaged_last_of_shards_falls_back_to_the_one_before(runs, tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(runs / "five", folder, symlinks=True)
+    last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+    (last / "__0_0.distcp").write_bytes(b"")
+    recover(last, previous)
+    assert "is damaged: its __0_0.distcp fails its checksum" in caplog.text
+    assert load(last)["global_step"] == 3
+
+
+def test_a_disk_that_is_full_on_one_rank_leaves_the_checkpoint_before(runs):
+    for rank in (0, 1):
+        message = (runs / f"full-{rank}.txt").read_text()
+        assert message.startswith("cannot write ")
+        assert message.endswith("last.ckpt is still the one before")
+        assert "\n" not in message
+    folder = runs / "full/checkpoints"
+    assert load(folder / "last.ckpt")["global_step"] == 2
+    assert len(list(folder.glob("*.sharded"))) == 1
+
+
+def test_metadata_may_name_no_other_function(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(os.system))
+    torch.save({"files": {}, "aliases": {}, "param_groups": []}, tmp_path / "rest.ckpt")
+    with pytest.raises(InputError, match=r"names \w+\.system"):
+        load(tmp_path)
+
+
 def test_an_overflow_on_one_rank_is_named_by_all_of_them(runs):
     texts = {(runs / f"overflow-{rank}.txt").read_text() for rank in (0, 1)}
     assert len(texts) == 1
     assert texts.pop().startswith("step 3 met a number that is not finite, first in the output of blocks.1.mlp.down")
+
+
+def test_shards_without_fsdp2_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"checkpoints\.sharded is true, but trainer\.strategy is auto"):
+        check(["--checkpoints.sharded", "true"])
+
+
+def test_64_bit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"trainer\.precision is 64-true; under fsdp2 it is 32-true"):
+        check(["--trainer.strategy", "fsdp2", "--trainer.precision", "64-true"])
 
 
 def test_one_device_has_nothing_to_shard(tmp_path, monkeypatch):

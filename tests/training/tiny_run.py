@@ -68,6 +68,7 @@ def tiny_run(
     compile: str = "false",
     seed: int = 0,
     activation_checkpointing: bool = False,
+    sharded: bool = False,
     extra: tuple = (),
     data: dict[str, Any] | None = None,
     **trainer: Any,
@@ -100,7 +101,7 @@ def tiny_run(
         Evaluation(evaluation),
         OutlierProbe(outliers, sequences=2),
         stop,
-        Checkpoints(checkpoints, weights),
+        Checkpoints(checkpoints, weights, sharded),
     ]
     settings = {
         "logger": loggers.build([], folder),

@@ -9,6 +9,8 @@ from errors import InputError
 from training import rng
 from training.callbacks.steps import StepCallback, due, from_all_ranks, stopping
 from training.checkpoint_io import AtomicCheckpointIO
+from training.sharded_io import sweep
+from training.strategies import FullySharded
 from training.weights import save_weights, whole_state
 
 
@@ -21,19 +23,22 @@ class Checkpoints(StepCallback):
     Args:
         every: Optimizer steps between two full checkpoints; 0 for the last step alone.
         weights_every: Optimizer steps between two files weights-step=N.safetensors; 0 for none.
+        sharded: Under fsdp2, let every rank write its part into a folder, in place of gathering one file on rank 0.
     """
 
-    def __init__(self, every: int = 500, weights_every: int = 0) -> None:
+    def __init__(self, every: int = 500, weights_every: int = 0, sharded: bool = False) -> None:
         for name, value in (("every", every), ("weights_every", weights_every)):
             if value < 0:
                 raise InputError(f"checkpoints.{name} is {value}; it is a number of steps, or 0 for none")
-        self.every, self.weights_every = every, weights_every
+        self.every, self.weights_every, self.sharded = every, weights_every, sharded
         self._restored: list[dict[str, Any]] | None = None
         self.saved: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the trainer write and read its checkpoints atomically."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if isinstance(trainer.strategy, FullySharded):
+            trainer.strategy.sharded_checkpoints = self.sharded
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the random number generators where the checkpoint left them: starting up has drawn from them."""
@@ -49,6 +54,8 @@ class Checkpoints(StepCallback):
         if trainer.is_global_zero:
             for path in folder(trainer).glob(".*"):
                 path.unlink()
+            if folder(trainer).exists():
+                sweep(folder(trainer))
 
     def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         """Save where it is due."""
@@ -68,6 +75,8 @@ class Checkpoints(StepCallback):
             logger.save()  # what the checkpoint follows is on the disk before the checkpoint is
         here = folder(trainer)
         trainer.save_checkpoint(here / "last.ckpt", storage_options={"previous": here / "previous.ckpt"})
+        if trainer.is_global_zero:
+            sweep(here)
         self.saved = step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
