@@ -1,6 +1,7 @@
 """What `train.py` makes of the ways in which a command can end."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -71,7 +72,7 @@ def test_a_signal_has_its_exit_code_and_what_was_begun_is_cleaned_up(capsys, num
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_sigterm_while_preparing_leaves_no_half_written_corpus():
+def test_sigterm_while_preparing_leaves_no_half_written_corpus_and_the_same_command_goes_on():
     Path("text.txt").write_text("some words in a line\n" * 3_000_000)
     words = [str(TRAIN_PY), "prepare", "--data.source", "text.txt", "--data.tokenizer", "bytes"]
     process = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
@@ -80,4 +81,10 @@ def test_sigterm_while_preparing_leaves_no_half_written_corpus():
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert errors.splitlines()[-1] == "stopped by SIGTERM"
-    assert [name for name in os.listdir("runs/data") if not name.endswith(".lock")] == []
+    left = [name for name in os.listdir("runs/data") if not name.endswith(".lock")]
+    assert all(name.startswith(".") and name.endswith(".partial") for name in left)
+    done = subprocess.run([sys.executable, *words], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (corpus,) = (name for name in os.listdir("runs/data") if not name.startswith("."))
+    manifest = json.loads(Path("runs/data", corpus, "manifest.json").read_text())
+    assert sum(split["bytes"] for split in manifest["splits"].values()) == Path("text.txt").stat().st_size
