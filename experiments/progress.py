@@ -1,5 +1,6 @@
 """What runs, what remains, and for how long: a live table on a terminal, a line now and then elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -117,3 +118,38 @@ def _table(summary: str, active: Sequence[Standing]) -> Any:
         bar = ProgressBar(total=max(1, standing.job.steps), completed=standing.step, width=30)
         grid.add_row(standing.job.name, bar, f"{standing.step}/{standing.job.steps} steps")
     return Group(grid, summary)
+
+
+class Countdown:
+    """One line for a list of steps of about equal length: which one runs, how many are done, the time left.
+
+    On a terminal the line is rewritten, elsewhere another one follows every 20 seconds. Standard error.
+    """
+
+    def __init__(self, title: str):
+        self.title = title
+        self._started = time.monotonic()
+        self._last = -math.inf
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> "Countdown":
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        if self._terminal:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """The step `name` begins, after `done` of `total`."""
+        now = time.monotonic()
+        if not self._terminal and now - self._last < EVERY:
+            return
+        self._last = now
+        left = f", about {duration((now - self._started) / done * (total - done))} left" if done else ""
+        line = f"{self.title}: {done} of {total} done{left}; now {name}"
+        print(
+            f"\r\x1b[2K{line}" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -18,6 +18,15 @@ def document(title: str, body: str) -> str:
     )
 
 
+def table(names: list[str], rows: list[str], kind: str = "") -> str:
+    """A table that scrolls sideways where the page is narrow; names and rows are HTML already."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
 def figure(picture: Picture) -> str:
     """A picture with its caption; the caption alone where there is nothing to draw."""
     caption = f"<figcaption><b>{escape(picture.title)}.</b> {escape(picture.caption)}</figcaption>"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from html import escape
 from statistics import fmean, stdev
 
+from experiments.drawing.document import table
 from experiments.drawing.words import number, signed
 from experiments.report.assess import DIFFERS, NO_DIFFERENCE, Assessment, own_null, values
 from experiments.report.comparison import Comparison, Variant
@@ -43,7 +44,7 @@ def results(comparison: Comparison, assessment: Assessment) -> str:
         _row("Runs", "", "", [escape(_states(v)) for v in comparison.variants]),
     ]  # fmt: skip
     return (
-        f"{_table(names, rows, 'results')}"
+        f"{table(names, rows, 'results')}"
         '<p class="soft">Mean ± standard deviation over finished seeds. Δ: paired by seed against the baseline, with '
         "its 95 % t interval. Null: the baseline’s, the hardest of the three listed below; in a cell the variant’s "
         "own, in closed form or else at initialisation. Speed and memory as logged: runs that shared the machine "
@@ -73,7 +74,7 @@ def nulls(comparison: Comparison, assessment: Assessment) -> str:
     return (
         f'<p class="soft">Means over {label}’s finished seeds. The null is the hardest of the first three. '
         "What trained weights read on random tokens is no null: a sink that forms on any text is still a sink.</p>"
-        f"{_table(names, rows)}"
+        f"{table(names, rows)}"
     )
 
 
@@ -90,7 +91,7 @@ def runs(comparison: Comparison) -> str:
     ]
     common = [("Folder", str(comparison.folder)), *((name, described[0][name]) for name in shared)]
     lines = "".join(f"<li>{escape(name)}: {_code(text)}</li>" for name, text in common)
-    return f'<ul class="soft">{lines}</ul>{_table(names, rows, "runs")}'
+    return f'<ul class="soft">{lines}</ul>{table(names, rows, "runs")}'
 
 
 def _described(run: Run) -> dict[str, str]:
@@ -118,21 +119,12 @@ def definitions() -> str:
         cells = (d.formula, d.unit, EVERYWHERE.get(d.sites, ", ".join(d.sites)), d.null.text, d.source)
         named = f"{escape(d.title)}<span class=unit><code>{escape(d.id)}</code></span>"
         rows.append(f'<tr><th scope="row">{named}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>')
-    table = _table(["Metric", "Definition", "Unit", "Sites", "Null", "Source"], rows)
+    metrics = table(["Metric", "Definition", "Unit", "Sites", "Null", "Source"], rows)
     sites = "".join(f"<li><code>{escape(site)}</code>: {escape(what)}</li>" for site, what in SITES.items())
     return (
         '<section id="definitions"><h2>Definitions</h2><details><summary>Every metric’s definition, null and source'
-        f'</summary><p class="soft">{escape(NOTATION)}</p>{table}'
+        f'</summary><p class="soft">{escape(NOTATION)}</p>{metrics}'
         f'<p class="soft">Sites:</p><ul class="soft">{sites}</ul></details></section>'
-    )
-
-
-def _table(names: list[str], rows: list[str], kind: str = "") -> str:
-    """A table that scrolls sideways where the page is narrow; names and rows are HTML already."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
