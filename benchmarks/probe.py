@@ -2,7 +2,8 @@
 
     python -m benchmarks.probe [--rounds 9]
 
-The probe is the callback's default: its default number of sequences, every layer, site and head.
+The probe is the callback's default: its default number of sequences, every layer, site and head. The gap is what
+`outliers.quantization_gap` adds to it (but for the copy of the weights).
 """
 
 import argparse
@@ -14,6 +15,8 @@ from benchmarks.models import batches, small, step_of
 from benchmarks.timing import clock_argument, machine, table, take_turns
 from models import GPT
 from outliers import Probe
+from outliers.access.ours import decoder_of
+from outliers.compression.study import w8a8_gap
 from training.callbacks.outlier_probe import OutlierProbe
 
 
@@ -30,12 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     config = small()
     model = GPT(config, "softmax")
     tokens, _ = batches(config, defaults["sequences"], count=1)[0]
-    probe = Probe(model, tokens)
+    probe, decoder = Probe(model, tokens), decoder_of(model)
     rows = []
     for batch in options.batch:
         step = step_of(model, batches(config, batch))
         timings = take_turns(
-            {"step": step, "probe": lambda: probe.measure(0)}, rounds=options.rounds, clock=options.clock
+            {"step": step, "probe": lambda: probe.measure(0), "gap": lambda: w8a8_gap(decoder, tokens)},
+            rounds=options.rounds,
+            clock=options.clock,
         )
         steps = 1 / timings["probe"].speed_ratio(timings["step"])
         rows.append(
@@ -45,10 +50,12 @@ def main(argv: list[str] | None = None) -> None:
                 f"{timings['probe'].median * 1e3:.1f}",
                 f"{steps:.2f}",
                 f"{steps / defaults['every']:.2%}",
+                f"{timings['gap'].median * 1e3:.1f}",
+                f"{1 / timings['gap'].speed_ratio(timings['probe']):.2f}",
             ]
         )
     title = f"\nthe probe, {defaults['sequences']} sequences of {config.context}, every {defaults['every']} steps"
-    header = ["batch", "step ms", "probe ms", "probe in steps", "share of training"]
+    header = ["batch", "step ms", "probe ms", "probe in steps", "share of training", "gap ms", "gap in probes"]
     print(table(f"{title}; {machine()}", header, rows), flush=True)
 
 

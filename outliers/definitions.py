@@ -69,7 +69,7 @@ class Definition:
     formula: str
     source: str
     unit: str
-    scope: Literal["activation", "head", "layer", "weight"]
+    scope: Literal["activation", "head", "layer", "weight", "model"]
     sites: tuple[str, ...]
     null: Null
     direction: Literal["lower", "higher", "neutral"]
@@ -481,6 +481,20 @@ DEFINITIONS: dict[str, Definition] = {
                 "Gaussian: E max of all |g| / 0.7979 for the maximum",
                 weight_ratio,
             ),
+            direction="lower",
+        ),
+        Definition(
+            id="quantization_gap",
+            title="Log perplexity lost in 8 bits",
+            formula="log perplexity with the matrices of the blocks and their inputs in 8 bits, minus in full "
+            "precision: `w8a8 absmax` of the recipe compress-1 (docs/compression.md), every fifth sequence for "
+            "calibration; statistic `standard_error`: over sequences, paired. Measured with "
+            "`outliers.quantization_gap: true`",
+            source="2306.12929, section 5; the recipe is this project's",
+            unit="nats per token",
+            scope="model",
+            sites=(),
+            null=Null("no outliers: little more than 0; " + AT_START),
             direction="lower",
         ),
     )

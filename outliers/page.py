@@ -34,6 +34,7 @@ def page() -> str:
         (("activation",), "Activations, for each layer and site", "every site but `out_input`"),
         (("head", "layer"), "Attention, for each layer and head", ""),
         (("weight",), "Weights, for each layer and matrix", ""),
+        (("model",), "The whole model, where it is asked for", ""),
     ):
         definitions = [definition for definition in DEFINITIONS.values() if definition.scope in scopes]
         parts += ["", f"## {title}", ""]

@@ -38,7 +38,8 @@ def columns() -> tuple[str, ...]:
     """The header of `metrics.csv`."""
     trained = ("step", "tokens", "train/loss", "train/grad_norm", "train/skipped", "learning_rate")
     validated = ("validation/loss", "validation/bits_per_byte")
-    return (*trained, *validated, *(f"outliers/{name}" for name in outliers.HEADLINES), *TIMES)
+    probed = (*outliers.HEADLINES, "quantization_gap", "quantization_gap_error")
+    return (*trained, *validated, *(f"outliers/{name}" for name in probed), *TIMES)
 
 
 def build(names: Iterable[str], folder: Path | str, name: str = "sinkless") -> list[Logger]:

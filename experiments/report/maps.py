@@ -29,7 +29,7 @@ Grid = tuple[np.ndarray, np.ndarray]
 
 def maps(comparison: Comparison) -> list[Picture]:
     """Attention by head, the sentence, then by layer and step: all attention metrics, and each of the others."""
-    layered = [layer_maps(comparison, definition) for definition in DEFINITIONS.values() if definition.scope != "head"]
+    layered = [layer_maps(comparison, d) for d in DEFINITIONS.values() if d.scope not in ("head", "model")]
     pictures = (head_maps(comparison), sentence(comparison), attention_maps(comparison), *layered)
     return [picture for picture in pictures if picture is not None]
 

@@ -93,6 +93,8 @@ def test_rows_cover_every_layer_site_head_and_matrix():
             assert mine == sites | {("norm_final", -1, -1)}
         elif definition.scope == "weight":
             assert mine == {(site, layer, -1) for site in ("q", "k", "v", "o", "up", "down") for layer in (0, 1)}
+        elif definition.scope == "model":
+            assert not mine  # measured beside the probe, where it is asked for
         else:
             heads = (-1,) if definition.scope == "layer" else range(4)
             assert mine == {("", layer, head) for layer in (0, 1) for head in heads}

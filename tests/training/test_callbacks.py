@@ -1,3 +1,4 @@
+import math
 import os
 
 import numpy as np
@@ -9,6 +10,8 @@ from tiny_run import differences, metrics, tensors, tiny_run
 import outliers
 from errors import InputError
 from models.checkpoints import load_weights
+from outliers.access.ours import decoder_of
+from outliers.compression.study import w8a8_gap
 from training import rng
 from training.callbacks.checkpoints import Checkpoints
 from training.callbacks.evaluation import Evaluation, evaluate
@@ -196,3 +199,21 @@ def test_the_run_keeps_what_it_was_trained_on(tmp_path, text):
 def test_bad_cadences_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_the_quantization_gap_is_logged_with_the_probe_and_changes_no_number(tmp_path, text):
+    """As measured by hand on the final weights; the run is otherwise the one without it."""
+    run = tiny_run(tmp_path / "gap", text, steps=2, outliers=2, quantization_gap=True).fit()
+    plain = tiny_run(tmp_path / "plain", text, steps=2, outliers=2).fit()
+    assert differences(tensors(run), tensors(plain)) == []
+    rows = {row["step"]: row for row in metrics(tmp_path / "gap")}
+    gap, error = w8a8_gap(decoder_of(run.module.gpt), run.data.probe_tokens(2))
+    assert float(rows["2"]["outliers/quantization_gap"]) == gap != 0.0
+    assert math.isnan(error)  # one sequence is evaluated, the other one calibrates
+    assert rows["2"]["outliers/quantization_gap_error"] == ""
+    assert [row["outliers/quantization_gap"] for row in metrics(tmp_path / "plain")] == ["", "", ""][: len(rows)]
+    table = parquet.read_table(tmp_path / "gap/probes/step=000000.parquet").to_pylist()
+    at_start = next(row for row in table if row["metric"] == "quantization_gap" and row["statistic"] == "value")
+    assert at_start["value"] == float(rows["0"]["outliers/quantization_gap"])
+    with pytest.raises(InputError, match=r"needs outliers\.sequences of at least 2"):
+        OutlierProbe(sequences=1, quantization_gap=True)

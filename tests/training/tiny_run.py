@@ -61,6 +61,7 @@ def tiny_run(
     workers: int = 0,
     evaluation: int = 3,
     outliers: int = 0,
+    quantization_gap: bool = False,
     checkpoints: int = 3,
     weights: int = 0,
     stop_after: int | None = None,
@@ -99,7 +100,7 @@ def tiny_run(
         *extra,
         TrainingMetrics(),
         Evaluation(evaluation),
-        OutlierProbe(outliers, sequences=2),
+        OutlierProbe(outliers, sequences=2, quantization_gap=quantization_gap),
         stop,
         Checkpoints(checkpoints, weights, sharded),
     ]

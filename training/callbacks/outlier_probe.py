@@ -10,9 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 
 import outliers
 from errors import InputError
-from outliers.table import write
+from models import GPT
+from outliers.access.ours import decoder_of
+from outliers.compression.study import w8a8_gap
+from outliers.table import Rows, write
 from training import rng
 from training.callbacks.steps import StepCallback, due, report
+from training.weights import whole_state
 
 
 class OutlierProbe(StepCallback):
@@ -26,15 +30,20 @@ class OutlierProbe(StepCallback):
         every: Optimizer steps between two probes; 0 for none. A probe costs less than a training step of as many
             sequences.
         sequences: Held-out sequences in the probe batch.
+        quantization_gap: Log what 8 bits cost, too (`w8a8 absmax` of docs/compression.md). It takes longer than the
+            probe itself, and the weights' memory once more on every device.
     """
 
-    def __init__(self, every: int = 200, sequences: int = 16) -> None:
+    def __init__(self, every: int = 200, sequences: int = 16, quantization_gap: bool = False) -> None:
         if every < 0:
             raise InputError(f"outliers.every is {every}; it is a number of steps, or 0 for never")
         if sequences < 1:
             raise InputError(f"outliers.sequences is {sequences}; the probe needs at least 1")
-        self.every, self.sequences = every, sequences
+        if quantization_gap and sequences < 2:
+            raise InputError("outliers.quantization_gap needs outliers.sequences of at least 2: one of them calibrates")
+        self.every, self.sequences, self.quantization_gap = every, sequences, quantization_gap
         self._probe: Any = None
+        self._copy: GPT | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the tokens, drop what an interrupted run measured after its checkpoint, probe the initial weights."""
@@ -46,6 +55,8 @@ class OutlierProbe(StepCallback):
             drop_after(folder(trainer), step if trainer.ckpt_path else -1)
         data, device = trainer.datamodule, pl_module.device
         first_key = data.probe_first_key(self.sequences)
+        if self.quantization_gap and first_key is not None:
+            raise InputError("outliers.quantization_gap is not measured with data.documents masked; turn one off")
         self._probe = outliers.Probe(
             pl_module.gpt,
             data.probe_tokens(self.sequences).to(device),
@@ -70,8 +81,14 @@ class OutlierProbe(StepCallback):
         # The probe itself sees to evaluation mode, no gradient and eager execution.
         with module.stopwatch.pause() as pause, rng.preserved(), trainer.precision_plugin.val_step_context():
             table = self._probe.measure(step, inputs="probe", extra=extra)
-            headlines = outliers.headlines(table)
+            found = outliers.headlines(table)
             tables = [table]
+            if self.quantization_gap:
+                found["quantization_gap"], found["quantization_gap_error"] = gap, error = self._gap(trainer, module)
+                rows = Rows()
+                rows.add("quantization_gap", gap)
+                rows.add("quantization_gap", error, statistic="standard_error")
+                tables.append(rows.table(step, "probe", extra))
             if ends:
                 tables.append(self._probe.measure(step, inputs="random", extra=extra))
             if trainer.is_global_zero:
@@ -79,8 +96,18 @@ class OutlierProbe(StepCallback):
             if step == trainer.max_steps:
                 self._save_sentence(trainer, module)
         # NaN is a headline that this attention does not let us measure: an absent number, not a bad one.
-        found = {f"outliers/{name}": value for name, value in headlines.items() if not math.isnan(value)}
-        report(trainer, step, {**found, "time/probe_seconds": pause.seconds})
+        logged = {f"outliers/{name}": value for name, value in found.items() if not math.isnan(value)}
+        report(trainer, step, {**logged, "time/probe_seconds": pause.seconds})
+
+    def _gap(self, trainer: Trainer, module: LightningModule) -> tuple[float, float]:
+        """The gap and its standard error, on a copy: compressed weights never stand where training could meet them,
+        and a sharded network is measured like any other."""
+        state = whole_state(module.gpt)  # on every rank
+        if self._copy is None:
+            made = GPT(module.network, module.attention, backend=module.backend)
+            self._copy = made.to(module.device, next(module.gpt.parameters()).dtype)
+        self._copy.load_state_dict(state)
+        return w8a8_gap(decoder_of(self._copy), trainer.datamodule.probe_tokens(self.sequences))
 
     def _save_sentence(self, trainer: Trainer, module: LightningModule) -> None:
         tokens_T, texts, first_key_T = trainer.datamodule.sentence()
