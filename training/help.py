@@ -60,7 +60,7 @@ training
   --trainer.strategy S          auto, ddp, fsdp2 or single_device [auto]
   --evaluation.every N          steps between two validations [200]
   --outliers.every N            steps between two probes of outliers and attention sinks [200]
-  --outliers.quantization_gap B true: log what 8 bits cost with each probe [false]
+  --outliers.quantization_gap B true: log what 8 bits cost with each probe [False]
   --checkpoints.every N         steps between two checkpoints [500]
   --checkpoints.sharded C       true: under fsdp2 every rank writes its part into a folder [False]
   --loggers '[wandb]'           wandb, tensorboard or both, beside metrics.csv [none]

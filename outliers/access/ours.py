@@ -22,6 +22,7 @@ from errors import InputError
 from models import GPT
 from models.checkpoints import rebuild
 from models.gpt import Block
+from models.sharded import REST
 from outliers.access.decoder import AttentionFunction, Decoder, Layer, Place, Sizes
 from outliers.access.vocabulary import Characters, Ours, Vocabulary
 
@@ -104,20 +105,20 @@ def open_ours(path: Path, name: str, dtype: torch.dtype) -> Decoder:
     InputError: there is none, it is damaged, or it is no model of `fit`.
     """
     file = path
-    if path.is_dir():
+    if path.is_dir() and not (path / REST).exists():  # a run, not a sharded checkpoint
         file = path / "checkpoints" / "last.ckpt"
         if not (path / "config.yaml").is_file():
             raise InputError(
                 f"{name} is not a model: a folder without a run's config.yaml (hf:{name} for Hugging Face's)"
             )
-        if not file.is_file():
+        if not file.exists():
             raise InputError(f"{name} is a run without a checkpoint: checkpoints/last.ckpt is missing")
     elif not path.exists():
         raise InputError(
             f"{name} is not a model: no run directory, checkpoint or weights-*.safetensors is there, and a model of "
             "Hugging Face's is given as hf:NAME or hf:/folder"
         )
-    elif path.suffix not in (".ckpt", ".safetensors"):
+    elif path.is_file() and path.suffix not in (".ckpt", ".safetensors"):
         raise InputError(f"{name} is not a model: a file of one ends in .ckpt or .safetensors")
     gpt, step = rebuild(file)
     run = file.absolute().parent.parent

@@ -63,8 +63,7 @@ def test_the_short_help_agrees_with_the_parser(command):
             continue
         given = text.split(":")[0]
         value = defaults[name]
-        written = str(value).lower() if isinstance(value, bool) else str(value)  # as in YAML
-        assert given == ("null" if value is None else written), name
+        assert given == ("null" if value is None else str(value)), name
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)*)", HELP[command])) - {"print_config", "help.all"}
     assert named - set(defaults.keys()) <= {"config", "model.attention.slots"}
 

@@ -14,6 +14,7 @@ from tiny_run import differences, metrics, tiny_run
 
 from errors import InputError
 from models.checkpoints import load, load_weights, rebuild
+from outliers.access import open_decoder
 from training.checkpoint_io import recover
 from training.cli import check
 from training.command_line import CommandLine
@@ -139,6 +140,8 @@ def test_convert_makes_one_file_of_shards_of_a_file_and_of_a_run(runs, tmp_path,
     for weights, header in written:
         assert differences(there, weights) == []
         assert header == description | {"activation_checkpointing": header["activation_checkpointing"]}
+    opened = open_decoder(str(runs / "shards/checkpoints/last.ckpt"))
+    assert (differences(there, opened.module.state_dict()), opened.step) == ([], 8)
     for source, target, part in (
         ("nothing", "d.safetensors", "there is no checkpoint .*nothing"),
         ("data", "d.safetensors", "neither a checkpoint nor a run"),
