@@ -83,7 +83,8 @@ def dispatch(target: str, argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Interrupted as signalled:
-        print(f"\nstopped by {signal.Signals(signalled.number).name}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all ranks, and one tells of it
+            print(f"\nstopped by {signal.Signals(signalled.number).name}", file=sys.stderr)
         return 128 + signalled.number
     except BrokenPipeError:  # `| head` has read enough; the interpreter must not complain when it closes the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

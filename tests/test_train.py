@@ -72,6 +72,12 @@ def test_a_signal_has_its_exit_code_and_what_was_begun_is_cleaned_up(capsys, num
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_one_rank_of_several_tells_of_a_signal(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert train.dispatch("acts:send", [str(int(signal.SIGINT))]) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_sigterm_while_preparing_leaves_no_half_written_corpus_and_the_same_command_goes_on():
     Path("text.txt").write_text("some words in a line\n" * 3_000_000)
     words = [str(TRAIN_PY), "prepare", "--data.source", "text.txt", "--data.tokenizer", "bytes"]

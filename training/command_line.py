@@ -1,5 +1,6 @@
 """LightningCLI as sinkless uses it: it parses and checks a command line, and makes the objects of a run."""
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.seed import seed_everything
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from errors import InputError
@@ -27,6 +29,7 @@ from training.callbacks.status import StatusFile
 from training.data_module import CorpusData
 from training.launch import cluster_environment
 from training.module import LanguageModel
+from training.muon import SHARDED
 from training.parser import Parser, check_config_file
 from training.ranks import Ranks
 from training.run_directory import RunDirectory
@@ -72,11 +75,11 @@ class CommandLine(LightningCLI):
     """LightningCLI that only parses when it is made; `trainer`, `model` and `datamodule` come from `make`.
 
     Args:
-        command: fit or validate.
+        command: fit, validate or doctor.
         argv: The command line after the command.
     """
 
-    def __init__(self, command: Literal["fit", "validate"], argv: list[str]) -> None:
+    def __init__(self, command: Literal["fit", "validate", "doctor"], argv: list[str]) -> None:
         self.command = command
         self.words = split(argv)
         super().__init__(
@@ -103,7 +106,7 @@ class CommandLine(LightningCLI):
             default=600.0,
             help="Seconds that a rank waits for the others in one operation.",
         )
-        if self.command == "fit":
+        if self.command != "validate":
             parser.add_argument("--stop_after", type=int | None, default=None, help="Stop and save at this step.")
         parser.add_argument(
             "--ckpt_path",
@@ -195,6 +198,9 @@ class CommandLine(LightningCLI):
             )
         Stop(config.get("stop_after"))
         trainer = self._trainer(made, default_root_dir=".", logger=False)
+        _check_ranks(trainer)
+        if isinstance(trainer.strategy, FullySharded) and made.model.optimizer_config.name == "muon":
+            raise InputError(SHARDED)
         split = Split(
             trainer.num_nodes,
             trainer.num_devices,
@@ -266,6 +272,17 @@ class CommandLine(LightningCLI):
             for key, value in config.items()
             if key not in OF_THIS_START or (key == "ckpt_path" and from_file)
         }
+
+
+def _check_ranks(trainer: Trainer) -> None:
+    """InputError for more processes than a CPU bears: each takes half a GiB and is to answer within seconds."""
+    cores = os.cpu_count() or 1
+    most = max(8, 4 * cores)
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
+        raise InputError(
+            f"trainer.devices is {trainer.num_devices} on a CPU, where each is a process; with {cores} cores it is at "
+            f"most {most}"
+        )
 
 
 def _check_trainer(trainer: Namespace) -> None:

@@ -20,7 +20,7 @@ from data.corpus import Corpus
 from data.loading import Batch, SliceSampler, TrainDataset, ValidationDataset
 from data.options import PrepareOptions
 from data.prepare import prepare
-from data.windows import Layout, Rows
+from data.windows import PACKED, Layout, Rows
 from errors import InputError
 
 
@@ -239,10 +239,9 @@ class CorpusData(LightningDataModule):
             "rows_per_step": "a global batch (batch_size × accumulation × ranks) of",
         }
         for name, here in self.state_dict().items():
-            if state_dict[name] != here:
-                raise InputError(
-                    f"the checkpoint was trained with {titles[name]} {state_dict[name]}, this run has {here}"
-                )
+            there = state_dict.get(name, getattr(PACKED, name, None))  # from before there was a layout to choose
+            if there != here:
+                raise InputError(f"the checkpoint was trained with {titles[name]} {there}, this run has {here}")
 
 
 class Unsized(Sampler[list[int]]):

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
         return 0
     words = as_fit(argv)
     with quiet(), joined() as ranks:
-        command = CommandLine("validate", words)
+        command = CommandLine("doctor", words)
         plan = command.plan()
         findings: list[Finding] = []
         if ranks is None or ranks.rank == 0:

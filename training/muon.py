@@ -24,6 +24,10 @@ from torch.optim import AdamW, Optimizer
 
 from errors import InputError
 
+SHARDED = (
+    "model.optimizer.name is muon, whose update needs whole matrices, but this strategy shards them; take adamw, or "
+    "the strategy ddp"
+)
 A, B, C = 3.4445, -4.7750, 2.0315  # Jordan's coefficients: steep at 0, singular values end between about 0.7 and 1.2
 
 
@@ -71,10 +75,7 @@ class MuonAdamW(Optimizer):
     ) -> None:
         self._rows = dict(matrices)
         if any(isinstance(weight, DTensor) for weight in self._rows):
-            raise InputError(
-                "model.optimizer.name is muon, whose update needs whole matrices, but this strategy shards them; "
-                "take adamw, or the strategy ddp"
-            )
+            raise InputError(SHARDED)
         self._adamw = AdamW(groups, fused=True, **options)
         muon_group = {"params": list(self._rows), "momentum": momentum, "weight_decay": weight_decay}
         super().__init__([*self._adamw.param_groups, muon_group], {"lr": options["lr"]})

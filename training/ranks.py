@@ -62,7 +62,7 @@ class Ranks:
         # A store's operations exclude each other, so that the thread needs a connection of its own.
         self._watched = self._connect(False)
         self._done = threading.Event()
-        self._lives = {other: ("", time.monotonic()) for other in range(world)}
+        self._lives = dict.fromkeys(range(world), ("", 0))
         self._beats = 0
         self._thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
         self._thread.start()
@@ -144,7 +144,7 @@ class Ranks:
         """The run's first failure, which is `error` unless another rank was faster. May be called again."""
         if self.failure is None and is_consequence(error):
             # The connection to a rank is closed before anything else tells that the rank is dead.
-            end = time.monotonic() + SILENCE + 4 * POLL
+            end = time.monotonic() + SILENCE + 10 * POLL
             while self.failure is None and time.monotonic() < end:
                 time.sleep(0.05)
         if self.failure is not None:
@@ -167,6 +167,8 @@ class Ranks:
         with suppress(RuntimeError):
             self.fail(128 + number, f"stopped by {signal_name(number)}")
             self._store.set(f"life/{self.rank}", LEFT)
+            if self._holds:
+                time.sleep(2 * POLL)  # the store goes with this process: the others read first why
         os._exit(128 + number)
 
     def _first(self, store: PrefixStore, failure: Failure) -> Failure:
@@ -231,14 +233,15 @@ class Ranks:
         return None
 
     def _silent_rank(self) -> Failure | None:
-        """Rank 0 watches all, the others watch rank 0. A rank that has not begun to speak is awaited elsewhere."""
-        now = time.monotonic()
+        """Rank 0 watches all, the others watch rank 0. A rank that has not begun to speak is awaited elsewhere.
+
+        Silence is counted in looks, not read off a clock: where all ranks were suspended (Ctrl-Z), nobody was silent.
+        """
         for rank in range(1, self.world) if self.rank == 0 else [0]:
             life = self._life(self._watched, rank)
-            before, since = self._lives[rank]
-            if life != before:
-                self._lives[rank] = life, now
-            elif life and life != LEFT and now - since > SILENCE:
+            before, looks = self._lives[rank]
+            self._lives[rank] = life, looks + 1 if life == before else 0
+            if life == before and life not in ("", LEFT) and looks * POLL >= SILENCE:
                 return Failure(rank, 1, f"rank {rank} does not answer any more ({SILENCE:.0f} s)")
         return None
 

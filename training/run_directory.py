@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(here: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """One text a key whose value differs and on which numbers depend: "model.network.width is 64 there, 128 here".
 
-    An option of the model that a run from before its time lacks had the effect of its default.
+    An option of the model or the data that a run from before its time lacks had the effect of its default.
     """
     there, ours = flatten(_with_later_options(here)), flatten(_with_later_options(given))
     absent = object()
@@ -268,17 +269,28 @@ def differences(here: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
 
 def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the model's options that it lacks, at their defaults."""
-    from models import GPTConfig  # torch: what only reads a run's directory does without it
-    from training.optimizers import OptimizerConfig
-    from training.schedules import ScheduleConfig
+    """The configuration with the options of the model and the data that it lacks, at their defaults."""
+    from training.data_module import CorpusData  # Lightning: what only reads a run's directory does without it
+    from training.module import LanguageModel
 
-    groups = {"network": GPTConfig, "optimizer": OptimizerConfig, "schedule": ScheduleConfig}
-    model = dict(config.get("model", {}))
-    for name in groups.keys() & model.keys():
-        defaults = json.loads(json.dumps(asdict(groups[name]())))  # as YAML holds them: a tuple is a list
-        model[name] = defaults | model[name]
-    return config | ({"model": model} if model else {})
+    groups = {"model": LanguageModel, "data": CorpusData}
+    return config | {name: _filled(config.get(name, {}), _defaults(group)) for name, group in groups.items()}
+
+
+def _defaults(group: type) -> dict[str, Any]:
+    """The defaults of a class's arguments, as YAML holds them: a dataclass is a dict, a tuple a list."""
+    values = {name: parameter.default for name, parameter in signature(group).parameters.items()}
+    return json.loads(json.dumps(values, default=asdict))
+
+
+def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`given`, with what it and its groups lack from `defaults`."""
+    groups = {name: _filled(value, defaults[name]) for name, value in given.items() if _is_group(value, defaults, name)}
+    return defaults | given | groups
+
+
+def _is_group(value: Any, defaults: dict[str, Any], name: str) -> bool:
+    return isinstance(value, dict) and isinstance(defaults.get(name), dict)
 
 
 def _show(value: Any, absent: object) -> str:

@@ -90,11 +90,18 @@ def test_what_no_number_depends_on_may_differ():
 
 
 def test_an_option_that_an_older_run_lacks_had_the_effect_of_its_default():
-    here = {"model": {"optimizer": {"lr": 0.1}, "attention": "softmax"}}
-    now = {"model": {"optimizer": asdict(OptimizerConfig(lr=0.1)) | {"betas": [0.9, 0.95]}, "attention": "softmax"}}
+    here = {"model": {"optimizer": {"lr": 0.1}, "attention": "softmax"}, "data": {"source": "a"}}
+    optimizer = asdict(OptimizerConfig(lr=0.1)) | {"betas": [0.9, 0.95]}
+    now = {
+        "model": {"optimizer": optimizer, "attention": "softmax", "activation_checkpointing": False},
+        "data": {"source": "a", "documents": "packed", "bos": "document", "max_tokens": None},
+    }
     assert differences(here, now) == []
-    now["model"]["optimizer"]["momentum"] = 0.9
-    assert differences(here, now) == ["model.optimizer.momentum is 0.95 there, 0.9 here"]
+    optimizer["momentum"], now["data"]["bos"] = 0.9, "none"
+    assert differences(here, now) == [
+        'data.bos is "document" there, "none" here',
+        "model.optimizer.momentum is 0.95 there, 0.9 here",
+    ]
 
 
 def test_another_split_of_the_same_global_batch_is_the_same_run(tmp_path):

@@ -22,7 +22,7 @@ def table(text: str) -> dict[str, tuple[str, str]]:
 
 
 def test_one_device(capsys):
-    assert doctor.main(["--accelerator", "cpu", "--devices", "1"]) == 0
+    assert doctor.main(["--accelerator", "cpu", "--devices", "1", "--stop_after", "3"]) == 0
     found = table(capsys.readouterr().out)
     for name in ("python", "torch", "lightning", "disk"):
         assert found[name][0] == "ok"
@@ -42,6 +42,8 @@ def test_what_is_wrong_is_marked_and_the_exit_code_is_1(capsys, monkeypatch):
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match="devices: 0"):
         doctor.main(["--accelerator", "cpu", "--devices", "0"])
+    with pytest.raises(InputError, match=r"trainer\.devices is 999 on a CPU"):
+        doctor.main(["--accelerator", "cpu", "--devices", "999"])
 
 
 def test_two_ranks_answer_and_sum(tmp_path):

@@ -65,10 +65,11 @@ class Checkpoints(StepCallback):
             with module.stopwatch.pause():
                 self._save(trainer, step)
         if due(trainer, step, self.weights_every):
-            state = whole_state(module.gpt)
-            if trainer.is_global_zero:
-                description = {"step": step, **module.hparams}
-                save_weights(state, folder(trainer) / f"weights-step={step:06d}.safetensors", description)
+            with module.stopwatch.pause():
+                state = whole_state(module.gpt)
+                if trainer.is_global_zero:
+                    description = {"step": step, **module.hparams}
+                    save_weights(state, folder(trainer) / f"weights-step={step:06d}.safetensors", description)
 
     def _save(self, trainer: Trainer, step: int) -> None:
         for logger in trainer.loggers:
