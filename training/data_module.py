@@ -108,9 +108,6 @@ class CorpusData(LightningDataModule):
             # Where the targets are: one copy, in the place of one a validation batch.
             self.token_bytes = torch.from_numpy(self.corpus.token_bytes).to(self.trainer.strategy.root_device)
         self.corpus.check_network(None, self.context, self.layout)
-        if self.corpus.token_bytes is not None:
-            # Where the targets are: one copy, in the place of one a validation batch.
-            self.token_bytes = torch.from_numpy(self.corpus.token_bytes).to(self.trainer.strategy.root_device)
         if stage == "fit" and self.trainer.is_global_zero:
             self._describe(Path(self.trainer.default_root_dir))
 
