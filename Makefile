@@ -1,11 +1,11 @@
-# make install | demo | test | lint | bench | kernels | oldest-triton : each makes .venv first where it is missing or out of date.
+# make install | demo | test | lint | bench | readme | kernels | oldest-triton : each makes .venv first where it is missing or out of date.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Two test processes of one thread each are the fastest arrangement on two cores.
 TEST_PROCESSES ?= 2
 
-.PHONY: install demo test lint bench kernels oldest-triton clean
+.PHONY: install demo test lint bench readme kernels oldest-triton clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -29,6 +29,10 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# What the README tells a new user to type, as it stands there, but for its make targets.
+readme: install
+	sed -n '/^```sh$$/,/^```$$/p' README.md | grep -v -e '^```' -e '^make ' | bash -euxo pipefail
 
 # Every shipped kernel compiled for GPUs that are not here: sm_80, sm_90, sm_100.
 ARCHITECTURES ?= 80 90 100

@@ -1,6 +1,6 @@
 """The README's commands are accepted by the commands they call, its make targets exist, and its links lead somewhere.
 
-What the commands then do is tested where each lives; `make lint` and `make test` are run by CI itself.
+CI runs them all: `make readme` types them, and `make lint` and `make test` are its own steps.
 """
 
 import re
