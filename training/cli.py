@@ -59,11 +59,13 @@ def run(argv: list[str]) -> int:
             if directory.enter(plan.config, plan.split):
                 print(f"{plan.out} is finished, {plan.config['trainer']['max_steps']} steps; another --out repeats it")
                 return 0
-            status = directory.status()
-            if status is not None and plan.stop_after is not None and status.step >= plan.stop_after:
-                print(f"{plan.out} is at step {status.step} already")
-                return 0
             recover(directory.last_checkpoint, directory.previous_checkpoint)
+            if plan.stop_after is not None and directory.last_checkpoint.exists():
+                # Not status.json's step: a killed run was further than what it had saved.
+                step = load(directory.last_checkpoint)["global_step"]
+                if step >= plan.stop_after:
+                    print(f"{plan.out} is at step {step} already")
+                    return 0
             with started(ranks, plan.split, ["fit", *argv]) as ranks:
                 return _train(command, plan, ranks)
 

@@ -225,6 +225,17 @@ def test_a_run_killed_after_its_last_checkpoint_is_found_finished():
     assert Path("killed/metrics.csv").read_bytes() == before
 
 
+def test_stop_after_counts_what_a_killed_run_had_saved_not_what_it_had_done(capsys):
+    assert fit("--out", "ahead", "--stop_after", "2") == 0
+    Path("ahead/status.json").write_text('{"state": "running", "step": 5, "max_steps": 6}')  # killed at step 5
+    assert fit("--out", "ahead", "--stop_after", "4") == 0
+    assert status("ahead") == {"state": "stopped", "step": 4, "max_steps": 6}
+    assert metrics("ahead") == [row for row in metrics("whole") if int(row["step"]) <= 4]
+    capsys.readouterr()
+    assert fit("--out", "ahead", "--stop_after", "4") == 0
+    assert "is at step 4 already" in capsys.readouterr().out
+
+
 def test_a_file_that_is_no_checkpoint_of_fit_is_refused():
     torch.save({"weights": torch.ones(3)}, "foreign.ckpt")
     with pytest.raises(InputError, match=r"foreign\.ckpt is no checkpoint of `fit`: it does not say which network"):
