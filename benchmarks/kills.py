@@ -68,9 +68,9 @@ def killed(
         while in_training and process.poll() is None and _changed(out) == before:
             time.sleep(0.005)
         time.sleep(draw.uniform(0, seconds))
-        if process.poll() is None:
+        if process.poll() is None:  # the run, once reaped, has no group any more
             met += 1
-        os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
         errors = process.communicate()[1]
         if "Traceback" in errors or process.returncode not in (0, -signal.SIGKILL):
             raise RuntimeError(f"the run failed before kill {number + 1}:\n{errors}")
@@ -142,8 +142,8 @@ def main(argv: list[str] | None = None) -> int:
         settings = SETTINGS | {"trainer.max_steps": choice.steps, "data.folder": Path(folder, "data")}
         whole, parts = Path(folder, "whole"), Path(folder, "parts")
         subprocess.run(command(whole, settings), check=True, stdout=subprocess.DEVNULL)
-        # Seconds that let about half of the run pass in the kills, and the rest at the end.
-        seconds = float(_last(whole, "time/seconds")) / choice.kills
+        # So short that the run is not done before the last kill.
+        seconds = float(_last(whole, "time/seconds")) / choice.kills / 2
         met = killed(command(parts, settings), parts, choice.kills, random.Random(choice.seed), seconds, _say)
         found = differences(whole, parts)
     print(f"{met} kills met the run alive, {choice.steps} steps: {'; '.join(found) or 'nothing differs'}")

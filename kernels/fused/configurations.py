@@ -104,6 +104,6 @@ def _full_precision(kernel: str, size: int, crowded: bool) -> Tiles:
     if kernel == "rows":
         return Tiles(32 if size <= 64 else 16, 0, 4, 1)
     if size <= 64:
-        return Tiles(32, 32, 8, 1)
+        return Tiles(16 if kernel == "dq" else 32, 32, 8, 1)
     narrow = size > 128 and (kernel in ("dq", "statistics") or (kernel == "forward" and crowded))
     return Tiles(16, 16 if narrow else 32, 8, 1)
