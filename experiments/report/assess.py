@@ -7,11 +7,12 @@ comparisons assessed in the folder, is under 0.05. Before that, rules withhold a
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from experiments.report.comparison import EXTRA_PARAMETERS, Comparison, Variant
-from experiments.report.measures import CLOSED_FORM, INITIALISATION, Measure, at, measures, nulls, rounding, strongest
+from experiments.report.measures import CLOSED_FORM, INITIALISATION, Measure, at, nulls, rounding, strongest
 from experiments.runs import Run
 from experiments.statistics import Interval, first_crossing, holm, interval
 
@@ -31,6 +32,13 @@ class Null:
     parts: dict[str, float]
     exceeded: bool
     reason: str = ""
+
+    @property
+    def hardest(self) -> str:
+        """Which of `parts` the value is, in the mean over seeds the nearest; "" where there is none."""
+        if self.value is None:
+            return ""
+        return min(self.parts, key=lambda name: abs(self.parts[name] - self.value))
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Assessment:
 
 def assess(comparison: Comparison) -> Assessment:
     """Judge every variant on every measure that has a bad direction."""
-    judged = [measure for measure in measures() if measure.worse]
+    judged = [measure for measure in comparison.measures if measure.worse]
     against = {measure.id: null_of(comparison.baseline, measure) for measure in judged}
     verdicts = [
         judge(comparison, variant, measure, against[measure.id]) for measure in judged for variant in comparison.others
@@ -104,25 +112,40 @@ def null_of(baseline: Variant, measure: Measure) -> Null:
         return Null(None, {}, False, f"{baseline.label} has no finished run")
     null = fmean(values)
     means = {name: fmean(part) for name, part in parts.items()}
-    if min(margins) <= 0:
-        return Null(null, means, False, f"{baseline.label} itself does not exceed the metric’s null in every seed")
-    if len(margins) < SEEDS_NEEDED:
-        return Null(null, means, False, f"fewer than {SEEDS_NEEDED} seeds ({len(margins)} finished)")
     least = rounding(next(iter(baseline.finished.values())), measure)
+    reason = not_exceeded(baseline.label, margins, least)
+    return Null(null, means, not reason, reason)
+
+
+def not_exceeded(label: str, margins: Sequence[float], least: float = 0.0) -> str:
+    """Why the baseline cannot be said to exceed a null, from by how much it does in each seed; "" where it can."""
+    if min(margins) <= 0:
+        return f"{label} itself does not exceed the metric’s null in every seed"
+    if len(margins) < SEEDS_NEEDED:
+        return f"fewer than {SEEDS_NEEDED} seeds ({len(margins)} finished)"
     if interval(margins, least=least).low <= 0:
-        return Null(null, means, False, f"{baseline.label} itself does not exceed the metric’s null beyond seed noise")
-    return Null(null, means, True)
+        return f"{label} itself does not exceed the metric’s null beyond seed noise"
+    return ""
 
 
 def judge(comparison: Comparison, variant: Variant, measure: Measure, null: Null) -> Verdict:
     """One verdict before Holm's correction: an assessable one holds NO_DIFFERENCE until `settle`."""
+    ours, theirs = (
+        {seed: value for seed, run in owner.finished.items() if (value := at(run, measure)) is not None}
+        for owner in (variant, comparison.baseline)
+    )
+    owners = (variant, comparison.baseline) if ours and theirs else ()
+    least = math.hypot(*(rounding(next(iter(owner.finished.values())), measure) for owner in owners))
+    return judge_values(comparison, variant, measure, ours, theirs, null, least)
+
+
+def judge_values(
+    comparison: Comparison, variant: Variant, measure: Measure, ours: Mapping[int, float], theirs: Mapping[int, float],
+    null: Null, least: float = 0.0,
+) -> Verdict:  # fmt: skip
+    """The same from the variant's and the baseline's values of finished runs, by seed. least: see `interval`."""
     baseline, unlike = comparison.baseline, comparison.unlike(variant)
-    pairs, least = [], 0.0
-    for seed in sorted(baseline.finished.keys() & variant.finished.keys()) if not unlike else ():
-        ours, theirs = at(variant.finished[seed], measure), at(baseline.finished[seed], measure)
-        if ours is not None and theirs is not None:
-            pairs.append(ours - theirs)
-            least = math.hypot(rounding(variant.finished[seed], measure), rounding(baseline.finished[seed], measure))
+    pairs = [] if unlike else [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     difference = interval(pairs, least=least) if pairs else None
     reason = (
         unlike
@@ -203,13 +226,14 @@ def values(variant: Variant, measure: Measure) -> tuple[list[float], list[Run]]:
     return [value for value, _ in found], [run for _, run in found]
 
 
-def own_null(comparison: Comparison, measure: Measure, runs: list[Run]) -> float | None:
-    """The null of one variant's runs, closed form or else initialisation, where it is worth saying: for a measure that
-    is not judged always, otherwise where the closed form is not the baseline's (a slot takes its share of any row)."""
+def own_null(comparison: Comparison, measure: Measure, runs: list[Run]) -> tuple[float, str] | None:
+    """The null of one variant's runs and its kind, closed form or else initialisation, where it is worth saying: for a
+    measure that is not judged always, otherwise where the closed form is not the baseline's (a slot takes its share of
+    any row)."""
     found = [nulls(run, measure) for run in runs]
     name = CLOSED_FORM if all(CLOSED_FORM in own for own in found) else INITIALISATION
     own = [parts[name] for parts in found if name in parts]
     theirs = {nulls(run, measure).get(CLOSED_FORM) for run in comparison.baseline.runs.values()}
     if not own or (measure.worse and (name != CLOSED_FORM or set(own) <= theirs)):
         return None
-    return fmean(own)
+    return fmean(own), name

@@ -1,4 +1,4 @@
-"""The command: read the runs, assess them, draw, and write DIR/report.html and DIR/figures/*.png."""
+"""The command: read the runs, assess them, draw, and write DIR/report.html, DIR/results.csv and DIR/figures/*.png."""
 
 import re
 from collections.abc import Sequence
@@ -26,19 +26,24 @@ def build(folder: Path | str) -> Path:
     from experiments.report.comparison import load
     from experiments.report.figures import curves
     from experiments.report.maps import maps
+    from experiments.report.results import as_csv, results
 
     folder = Path(folder)
     comparisons = load(folder)
     drawings = folder / "figures"
     drawings.mkdir(exist_ok=True)
-    sections, names = [], []
+    sections, names, said = [], [], []
     for index, comparison in enumerate(comparisons):
         pictures = [*curves(comparison), *maps(comparison)]
         prefix = f"{_file_name(comparison.name)}-" if len(comparisons) > 1 else ""
         for picture in (picture for picture in pictures if picture.png):
             (drawings / f"{prefix}{_file_name(picture.name)}.png").write_bytes(picture.png)
-        sections.append(html.section(index, comparison, assess(comparison), pictures))
+        assessment = assess(comparison)
+        lines = results(comparison, assessment)
+        said += [(comparison, line) for line in lines]
+        sections.append(html.section(index, comparison, assessment, lines, pictures))
         names.append(comparison.name)
+    (folder / "results.csv").write_text(as_csv(said), encoding="utf-8")
     path = folder / "report.html"
     path.write_text(html.page("Attention variants compared", sections, names), encoding="utf-8")
     return path

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiments.report.measures import Measure, measured
 from experiments.runs import Run, comparison_folder, find
 from training.run_directory import FREE, SPLIT, flatten
 
@@ -81,6 +82,11 @@ class Comparison:
     def runs(self) -> list[Run]:
         """All runs, variant by variant, seed by seed."""
         return [run for variant in self.variants for _, run in sorted(variant.runs.items())]
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """What its runs are measured by."""
+        return measured(self.runs)
 
     @property
     def seeds(self) -> list[int]:

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from experiments.drawing.canvas import STYLE, Picture, canvas, render, wrapped
 from experiments.report.comparison import Comparison, Variant
-from experiments.report.measures import LOSS, Measure, at, headlines, measures, nulls, strongest
+from experiments.report.measures import LOSS, Measure, at, headlines, nulls, strongest
 from experiments.runs import Run
 
 Series = Callable[[Run], tuple[np.ndarray, np.ndarray]]
@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 5.0, 3.6
 
 
 def curves(comparison: Comparison) -> list[Picture]:
-    """Training loss, validation loss, its difference from the baseline, and one picture for each headline."""
+    """Training loss, validation loss, its difference from the baseline, and one picture for each other measure."""
     pictures = [
         _curve(
             comparison, "training-loss", "Training loss", "nats per token",
@@ -30,7 +30,7 @@ def curves(comparison: Comparison) -> list[Picture]:
             "The validation set is fixed.", zoom=True,
         ),
         _difference(comparison),
-        *(_headline(comparison, measure) for measure in measures() if not measure.is_loss),
+        *(_measure(comparison, measure) for measure in comparison.measures if not measure.is_loss),
     ]  # fmt: skip
     return [picture for picture in pictures if picture is not None]
 
@@ -147,8 +147,10 @@ def _difference(comparison: Comparison) -> Picture | None:
     )  # fmt: skip
 
 
-def _headline(comparison: Comparison, measure: Measure) -> Picture | None:
+def _measure(comparison: Comparison, measure: Measure) -> Picture | None:
     def series(run: Run) -> tuple[np.ndarray, np.ndarray]:
+        if measure.column:
+            return run.series(measure.column)
         points = [(step, value) for step in headlines(run, "probe") if (value := at(run, measure, step)) is not None]
         steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
         return steps, values

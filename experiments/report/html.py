@@ -7,6 +7,7 @@ from experiments.drawing.document import document, figure
 from experiments.report import tables
 from experiments.report.assess import Assessment
 from experiments.report.comparison import Comparison
+from experiments.report.results import Line
 from experiments.report.wording import findings
 
 BAND = "Line: mean over seeds; band: smallest to largest seed."
@@ -25,7 +26,9 @@ def page(title: str, sections: list[str], names: list[str]) -> str:
     return document(title, f"{contents}\n{''.join(sections)}\n{tables.definitions()}")
 
 
-def section(index: int, comparison: Comparison, assessment: Assessment, pictures: list[Picture]) -> str:
+def section(
+    index: int, comparison: Comparison, assessment: Assessment, lines: list[Line], pictures: list[Picture]
+) -> str:
     """One comparison: its setting, what it shows, the table, the figures and the run details."""
     found = findings(comparison, assessment)
     curves = "".join(figure(picture) for picture in pictures if not picture.wide)
@@ -53,7 +56,7 @@ def section(index: int, comparison: Comparison, assessment: Assessment, pictures
         f'<section id="s{index}">\n<h2 class="{"first" if index == 0 else ""}">{escape(comparison.name)}</h2>\n'
         f'<p class="soft">{escape(setting(comparison))}</p>\n<div class="findings">{blocks}</div>\n'
         f'<p class="soft">{note}</p>'
-        f"<h3>Measures by variant</h3>\n{tables.results(comparison, assessment)}\n"
+        f"<h3>Measures by variant</h3>\n{tables.results(comparison, lines)}\n"
         f"{drawn}"
         f"<details><summary>Nulls</summary>{tables.nulls(comparison, assessment)}</details>\n"
         f"<details><summary>Run details</summary>{tables.runs(comparison)}</details>\n</section>\n"

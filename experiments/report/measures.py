@@ -1,11 +1,12 @@
-"""What the report's table shows and its verdicts judge: the validation loss and the probe's headlines.
+"""What the report's table shows and its verdicts judge: the validation loss, the probe's headlines, and the
+quantisation gap where the runs logged it.
 
 A measure's values are read from a run's probes through `outliers.headlines`, so that the report and the logged
 columns cannot disagree.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,10 +14,11 @@ import pyarrow.compute as pc
 
 import outliers
 from experiments.runs import Run
-from outliers.definitions import HEADLINES, find_headline
+from outliers.definitions import DEFINITIONS, HEADLINES, find_headline
 from outliers.nulls import Setting
 
 LOSS = "validation/loss"
+GAP = "quantization_gap"
 WORSE = {"lower": +1, "higher": -1, "neutral": 0}
 INITIALISATION, RANDOM_TOKENS, CLOSED_FORM = "initialisation", "random tokens", "closed form"
 
@@ -26,6 +28,7 @@ class Measure:
     """One judged quantity.
 
     detail: how the probe's rows become this number. of_weights: read off the weights, whatever the inputs.
+    column: of metrics.csv, where the number is logged and is no headline of the probe.
     worse: +1 where a larger value is a stronger outlier or sink (or a worse loss), −1 where a smaller one is,
         0 where the measure only describes (explicit mass, gates): it gets no verdict.
     closed_form, cases: as in the definition.
@@ -36,6 +39,7 @@ class Measure:
     unit: str
     worse: int
     detail: str = ""
+    column: str = ""
     of_weights: bool = False
     closed_form: Callable[[Setting], float | None] | None = None
     cases: str | None = None
@@ -47,16 +51,27 @@ class Measure:
 
 
 def measures() -> list[Measure]:
-    """The loss, then every headline of the probe in the order of the definitions table."""
-    return [Measure(LOSS, "Validation loss", "nats per token", +1), *(_headline(key) for key in HEADLINES)]
+    """The loss, every headline of the probe in the order of the definitions table, and the quantisation gap."""
+    gap = DEFINITIONS[GAP]
+    return [
+        Measure(LOSS, "Validation loss", "nats per token", +1, column=LOSS),
+        *(_headline(key) for key in HEADLINES),
+        Measure(GAP, gap.title, gap.unit, WORSE[gap.direction], "w8a8 absmax", column=f"outliers/{GAP}"),
+    ]
+
+
+def measured(runs: Iterable[Run]) -> list[Measure]:
+    """`measures` of these runs: the quantisation gap, which is logged where it is asked for, only if one logged it."""
+    runs = list(runs)
+    return [m for m in measures() if m.id != GAP or any(len(run.series(m.column)[0]) for run in runs)]
 
 
 def at(run: Run, measure: Measure, step: int | None = None, inputs: str = "probe") -> float | None:
     """The run's value at `step` (the last one where None) on the probe batch or on random tokens, or None."""
-    if measure.is_loss:
+    if measure.column:
         if inputs != "probe":
             return None
-        steps, values = run.series(LOSS)
+        steps, values = run.series(measure.column)
         if step is not None:
             values = values[steps == step]
         return float(values[-1]) if len(values) else None

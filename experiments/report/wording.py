@@ -19,7 +19,7 @@ from experiments.report.assess import (
     values,
 )
 from experiments.report.comparison import Comparison
-from experiments.report.measures import Measure, measures, nulls
+from experiments.report.measures import Measure, nulls
 from experiments.statistics import t_quantile
 
 EXPLICIT_MASS = "explicit_sink_mass"
@@ -39,7 +39,7 @@ class Findings:
 def findings(comparison: Comparison, assessment: Assessment) -> Findings:
     """The sentences of one comparison, in the order of the table."""
     shows, shows_not = [], []
-    for measure in (measure for measure in measures() if measure.worse):
+    for measure in (measure for measure in comparison.measures if measure.worse):
         ours = [verdict for verdict in assessment.verdicts if verdict.measure.id == measure.id]
         name = measure.title + _levels(comparison, assessment, measure)
         different = [_difference(comparison, verdict) for verdict in ours if verdict.word == DIFFERS]
@@ -59,7 +59,7 @@ def findings(comparison: Comparison, assessment: Assessment) -> Findings:
 
 def _exceeding(comparison: Comparison, assessment: Assessment) -> list[str]:
     """Where the baseline shows the phenomenon at all, so that a variant could be judged on it."""
-    judged = [measure for measure in measures() if measure.worse and not measure.is_loss]
+    judged = [measure for measure in comparison.measures if measure.worse and not measure.is_loss]
     titles = [_low(measure.title) for measure in judged if assessment.nulls[measure.id].exceeded]
     if not titles or not comparison.others:
         return []
@@ -72,7 +72,7 @@ def _exceeding(comparison: Comparison, assessment: Assessment) -> list[str]:
 def _moved(comparison: Comparison) -> list[str]:
     """Explicit mass is named for what it is, attention moved to a slot, where it exceeds its own null in every seed."""
     sentences = []
-    (measure,) = (measure for measure in measures() if measure.id == EXPLICIT_MASS)
+    (measure,) = (measure for measure in comparison.measures if measure.id == EXPLICIT_MASS)
     for variant in comparison.variants:
         found, runs = values(variant, measure)
         own = [max(nulls(run, measure).values(), default=math.inf) for run in runs]
@@ -158,7 +158,7 @@ def _difference(comparison: Comparison, verdict: Verdict) -> str:
     assert d is not None  # an assessable verdict has pairs
     variant = next(variant for variant in comparison.others if variant.label == verdict.variant)
     own = own_null(comparison, verdict.measure, values(variant, verdict.measure)[1])
-    span = f"[{signed(d.low)}, {signed(d.high)}]{'' if own is None else f', its own null {number(own)}'}"
+    span = f"[{signed(d.low)}, {signed(d.high)}]{'' if own is None else f', its own null {number(own[0])}'}"
     if verdict.word == DIFFERS:
         return f"{verdict.variant} {'higher' if d.mean > 0 else 'lower'} by {number(abs(d.mean))} {span}"
     # An interval stands for itself; Holm's correction asks for more the more comparisons are made.

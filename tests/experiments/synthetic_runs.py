@@ -44,8 +44,12 @@ def write_run(
     tokens_per_step: int = 1000,
     skipped: tuple[str, ...] = (),
     sentence: bool = True,
+    gap: Callable[[int], float] | None = None,
 ) -> Path:
-    """One run under folder/<label>/seed=<n>, logged every 10 steps, evaluated and probed every 50."""
+    """One run under folder/<label>/seed=<n>, logged every 10 steps, evaluated and probed every 50.
+
+    gap: the quantisation gap by step, where it is logged.
+    """
     run = folder / (label or (attention if isinstance(attention, str) else attention["name"])) / f"seed={seed}"
     run.mkdir(parents=True)
     written: dict[str, Any] = {
@@ -88,7 +92,10 @@ def write_run(
         )
     with (run / "metrics.csv").open("w", newline="") as file:
         names = ["step", "tokens", "train/loss", "learning_rate", "validation/loss", "validation/bits_per_byte"]
-        names += [f"outliers/{name}" for name in HEADLINES] + ["time/tokens_per_second", "time/peak_memory_gib"]
+        names += [f"outliers/{name}" for name in (*HEADLINES, "quantization_gap")] + [
+            "time/tokens_per_second",
+            "time/peak_memory_gib",
+        ]
         rows = csv.DictWriter(file, names, restval="")
         rows.writeheader()
         for step in range(0, steps + 1, 10):
@@ -98,6 +105,7 @@ def write_run(
             if step % 50 == 0:
                 row |= {"validation/loss": loss(step), "validation/bits_per_byte": loss(step) / 2}
                 row |= {f"outliers/{name}": value for name, value in found.get(step, {}).items()}
+                row |= {"outliers/quantization_gap": gap(step)} if gap else {}
             rows.writerow(row)
     return run
 

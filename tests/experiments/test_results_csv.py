@@ -1,0 +1,140 @@
+"""results.csv says what the page says, unrounded; the quantisation gap is a measure where it was logged."""
+
+import csv
+import re
+from pathlib import Path
+from statistics import stdev
+
+import pytest
+from synthetic_runs import flat, write_run
+
+from experiments.drawing.words import number, signed
+from experiments.report import build
+from experiments.report.assess import DIFFERS, NO_DIFFERENCE, NOT_ASSESSABLE, assess
+from experiments.report.comparison import load
+from experiments.report.results import COLUMNS
+from experiments.report.wording import findings
+from outliers.definitions import DEFINITIONS
+
+SEEDS = (0, 1, 2)
+GAP = "quantization_gap"
+
+
+def noisy(seed, factor=1.0):
+    """Every measure with a spread over seeds; the gate-weighted mass of the first key times `factor` after training."""
+
+    def value(metric, step):
+        trained = flat(metric, step) + 0.001 * (seed * seed - seed) * (step > 0)
+        return trained * factor if metric == "first_key_mass_gated" and step else trained
+
+    return value
+
+
+def gap(last, seed):
+    return lambda step: (last + 0.001 * seed) * step / 200 + 0.002
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two variants with three seeds that differ in the first key's mass and the gap, and a third one that has begun."""
+    folder = tmp_path_factory.mktemp("results")
+    for seed in SEEDS:
+        loss = lambda step, seed=seed: 3.0 - step / 100 + seed / 3  # noqa: E731
+        write_run(folder, "softmax", seed, loss=loss, number=noisy(seed), gap=gap(0.5, seed))
+        write_run(folder, "context_scaling", seed, loss=loss, number=noisy(-seed, 0.1), gap=gap(0.02, -seed))
+    write_run(folder, "sigmoid", 0, steps=100, state="running")
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(folder) -> dict[tuple[str, str], dict[str, str]]:
+    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        found = {(row["variant"], row["measure"]): row for row in reader}
+    assert tuple(reader.fieldnames) == COLUMNS
+    return found
+
+
+def test_numbers_are_unrounded_and_those_of_the_runs(rows):
+    loss = rows["softmax", "validation/loss"]
+    ends = [1.0, 1.0 + 1 / 3, 1.0 + 2 / 3]
+    assert float(loss["mean"]) == sum(ends) / 3
+    assert float(loss["standard_deviation"]) == stdev(ends)
+    assert (loss["seeds"], loss["verdict"], loss["difference"]) == ("3", "", "")
+    assert float(rows["softmax", "validation/bits_per_byte"]["mean"]) == pytest.approx(2 / 3)
+    assert float(rows["context_scaling", "parameters_added"]["mean"]) > 0
+    assert rows["context_scaling", "parameters"]["seeds"] == ""
+
+
+def test_nulls_differences_and_verdicts(rows):
+    sink = rows["context_scaling", "first_key_mass_gated"]
+    assert sink["verdict"] == DIFFERS
+    assert 0 < float(sink["p_holm"]) < 0.05
+    assert float(sink["difference_low"]) < float(sink["difference"]) < float(sink["difference_high"]) < 0
+    assert (sink["pairs"], sink["null_kind"]) == ("3", "initialisation")
+    assert float(sink["null"]) == pytest.approx(0.1)
+    slot = rows["sigmoid", "first_key_mass"]
+    assert (slot["own_null_kind"], float(slot["own_null"])) == ("closed form", pytest.approx(1 / 65))
+    assert slot["note"] == "unfinished: step 100"
+    assert slot["verdict"] == NOT_ASSESSABLE
+    assert slot["reason"] == "fewer than 3 seeds (0 shared)"
+    assert rows["sigmoid", "runs"]["note"] == "1 running"
+
+
+def test_the_page_shows_the_same_numbers(folder, rows):
+    page = (folder / "report.html").read_text(encoding="utf-8").partition('class="results"')[2].partition("</table>")[0]
+    cells = {
+        title: re.findall(r"<td>(.*?)</td>", body)[1:]
+        for title, body in re.findall(r'<th scope="row">([^<]*)(.*?)</tr>', page, flags=re.S)
+    }
+    variants = [variant.label for variant in load(folder)[0].variants]
+    compared = 0
+    for (variant, measure), row in rows.items():
+        if row["seeds"] and not measure.startswith(("onset/", "steps_to")):
+            cell = cells[row["title"]][variants.index(variant)]
+            assert number(float(row["mean"])) in cell
+            if row["difference_low"]:
+                assert f"[{signed(float(row['difference_low']))}, {signed(float(row['difference_high']))}]" in cell
+            assert row["verdict"] in cell
+            compared += 1
+    assert compared > 40
+
+
+def test_the_gap_of_quantisation_is_judged_where_it_is_logged(folder, rows):
+    row = rows["context_scaling", GAP]
+    assert (row["verdict"], row["unit"]) == (DIFFERS, "nats per token")
+    # −0.48, −0.482, −0.484: the last values of three seeds.
+    assert float(row["difference"]) == pytest.approx(-0.482)
+    assert (row["null_kind"], float(row["null"])) == ("initialisation", 0.002)
+    assert ("sigmoid", GAP) not in rows
+    assert (folder / "figures" / f"curve-{GAP}.png").is_file()
+    (comparison,) = load(folder)
+    shown = findings(comparison, assess(comparison)).shows
+    assert any("Log perplexity lost in 8 bits (softmax 0.503, null 0.0020): context_scaling lower" in s for s in shown)
+
+
+def test_the_gap_within_its_null_is_not_judged(tmp_path):
+    for seed in SEEDS:
+        write_run(tmp_path, "softmax", seed, probes=False, gap=lambda step: 0.002 - step / 1e6)
+        write_run(tmp_path, "sigmoid", seed, probes=False, gap=lambda step: 0.5)
+    (comparison,) = load(tmp_path)
+    verdict = next(v for v in assess(comparison).verdicts if v.measure.id == GAP)
+    assert verdict.word == NOT_ASSESSABLE
+    assert "does not exceed the metric’s null" in verdict.reason
+
+
+def test_runs_without_the_gap_are_silent_about_it(tmp_path):
+    for seed in SEEDS:
+        write_run(tmp_path, "softmax", seed, probes=False)
+        write_run(tmp_path, "sigmoid", seed, probes=False)
+    path = build(tmp_path)
+    (comparison,) = load(tmp_path)
+    assessment = assess(comparison)
+    assert all(verdict.measure.id != GAP for verdict in assessment.verdicts)
+    assert GAP not in (tmp_path / "results.csv").read_text()
+    assert not (tmp_path / "figures" / f"curve-{GAP}.png").exists()
+    # The definitions at the page's end name it; nothing before does.
+    title = DEFINITIONS[GAP].title
+    assert title not in path.read_text(encoding="utf-8").partition('<section id="definitions">')[0]
+    assert {v.word for v in assessment.verdicts} <= {NO_DIFFERENCE, NOT_ASSESSABLE}
