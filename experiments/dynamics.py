@@ -3,19 +3,20 @@
 The method and its uncertainty: docs/analysis.md. Read from what a run has logged; nothing is measured here.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from experiments.runs import Run
+from outliers.analysis.numbers import Numbers
 
 # column of metrics.csv: what sets in
 CURVES = {
-    "outliers/first_key_mass_gated": "attention sinks: gate-weighted mass on the first key",
-    "outliers/sink_rate@0.3": "attention sinks: sink rate",
-    "outliers/top1_to_median": "massive activations: largest over median",
-    "outliers/value_drain": "value drain: value norm, first key over the others",
-    "outliers/quantization_gap": "quantisation gap",
+    "outliers/first_key_mass_gated": "Attention sinks: gate-weighted mass on the first key",
+    "outliers/sink_rate@0.3": "Attention sinks: sink rate",
+    "outliers/top1_to_median": "Massive activations: largest over median",
+    "outliers/value_drain": "Value drain: value norm, first key over the others",
+    "outliers/quantization_gap": "Quantisation gap",
 }
 FEWEST = 5  # points that a curve needs
 CLEAR = 6  # standard deviations of its noise by which a curve must move
@@ -63,6 +64,17 @@ def dynamics(run: Run) -> dict[str, Onset | None]:
     """The onset of each of `CURVES` that the run has logged, in the order of onset; those without one come last."""
     found = {name: onset(*series) for name in CURVES if len((series := run.series(name))[0])}
     return dict(sorted(found.items(), key=lambda pair: np.inf if pair[1] is None else pair[1].step))
+
+
+def numbers(found: dict[str, Onset | None]) -> Numbers:
+    """The onsets for an analysis's table: metric `onset_<curve>`, a field of `Onset` each statistic; of a curve without
+    an onset its step alone, NaN."""
+    collected = Numbers()
+    for column, at in found.items():
+        metric = f"onset_{column.removeprefix('outliers/')}"
+        for statistic, value in ({"step": np.nan} if at is None else asdict(at)).items():
+            collected.add(metric, value, statistic=statistic)
+    return collected
 
 
 def before(first: Onset, second: Onset) -> bool:

@@ -49,7 +49,10 @@ def build(arguments: argparse.Namespace) -> Path:
     from experiments.analyze.life_figures import life_figures
     from experiments.analyze.report import page
     from experiments.analyze.sentence_figures import sentence_figures
+    from experiments.dynamics import dynamics, numbers
+    from experiments.runs import Run
     from outliers.access import open_decoder, sequences
+    from outliers.analysis.numbers import without_nulls
     from outliers.analysis.study import study
     from outliers.table import write
 
@@ -68,9 +71,10 @@ def build(arguments: argparse.Namespace) -> Path:
     for picture in pictures:
         if picture.png:
             (drawings / f"{picture.name}.png").write_bytes(picture.png)
-    write(out / "numbers.parquet", found.table)
+    sets_in = dynamics(Run(decoder.run)) if decoder.run else None
+    write(out / "numbers.parquet", found.table, *([without_nulls(numbers(sets_in).table())] if sets_in else []))
     path = out / "report.html"
-    path.write_text(page(decoder, found, pictures), encoding="utf-8")
+    path.write_text(page(decoder, found, pictures, sets_in), encoding="utf-8")
     return path
 
 

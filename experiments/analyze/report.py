@@ -11,8 +11,7 @@ from experiments.analyze.tables import agreement, changes, html_table, life, ons
 from experiments.drawing.canvas import Picture
 from experiments.drawing.document import document, figure
 from experiments.drawing.words import number
-from experiments.dynamics import dynamics
-from experiments.runs import Run
+from experiments.dynamics import Onset
 from outliers.access import Decoder
 from outliers.analysis.study import Study
 from outliers.analysis.survey import DETAILED_SITES
@@ -29,8 +28,10 @@ POSITION = (
 SINGLE = dict.fromkeys(("site", "layer", "channel", "sequence", "position", "token", "kind"))  # any of each
 
 
-def page(decoder: Decoder, found: Study, pictures: list[Picture]) -> str:
-    """The whole document."""
+def page(
+    decoder: Decoder, found: Study, pictures: list[Picture], sets_in: dict[str, Onset | None] | None = None
+) -> str:
+    """The whole document. sets_in: the run's `dynamics`, None where the model belongs to none."""
     table = found.table
     by_name = {picture.name: picture for picture in pictures}
     sections = [
@@ -44,7 +45,7 @@ def page(decoder: Decoder, found: Study, pictures: list[Picture]) -> str:
         section("Consistency", agreement(table)),
         section("Interventions", changes(table, found.tau)),
         section("Channel-wise outliers", undone(table)),
-        section("Dynamics", onsets(dynamics(Run(decoder.run))) if decoder.run else ""),
+        section("Dynamics", "" if sets_in is None else onsets(sets_in)),
     ]
     return document(f"Outliers of {decoder.name}", "\n".join(part for part in sections if part))
 

@@ -26,6 +26,7 @@ def build(folder: Path | str) -> Path:
     from experiments.report.comparison import load
     from experiments.report.figures import curves
     from experiments.report.maps import maps
+    from experiments.report.onsets import onset_lines
     from experiments.report.results import as_csv, results
 
     folder = Path(folder)
@@ -40,8 +41,9 @@ def build(folder: Path | str) -> Path:
             (drawings / f"{prefix}{_file_name(picture.name)}.png").write_bytes(picture.png)
         assessment = assess(comparison)
         lines = results(comparison, assessment)
-        said += [(comparison, line) for line in lines]
-        sections.append(html.section(index, comparison, assessment, lines, pictures))
+        sets_in = onset_lines(comparison)
+        said += [(comparison, line) for line in (*lines, *sets_in)]
+        sections.append(html.section(index, comparison, assessment, lines, sets_in, pictures))
         names.append(comparison.name)
     (folder / "results.csv").write_text(as_csv(said), encoding="utf-8")
     path = folder / "report.html"

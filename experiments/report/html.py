@@ -7,6 +7,7 @@ from experiments.drawing.document import document, figure
 from experiments.report import tables
 from experiments.report.assess import Assessment
 from experiments.report.comparison import Comparison
+from experiments.report.onsets import orders
 from experiments.report.results import Line
 from experiments.report.wording import findings
 
@@ -27,9 +28,10 @@ def page(title: str, sections: list[str], names: list[str]) -> str:
 
 
 def section(
-    index: int, comparison: Comparison, assessment: Assessment, lines: list[Line], pictures: list[Picture]
-) -> str:
-    """One comparison: its setting, what it shows, the table, the figures and the run details."""
+    index: int, comparison: Comparison, assessment: Assessment, lines: list[Line], sets_in: list[Line],
+    pictures: list[Picture],
+) -> str:  # fmt: skip
+    """One comparison: its setting, what it shows, the table, when curves set in, the figures and the run details."""
     found = findings(comparison, assessment)
     curves = "".join(figure(picture) for picture in pictures if not picture.wide)
     maps = "".join(figure(picture) for picture in pictures if picture.wide and not picture.minor)
@@ -51,12 +53,16 @@ def section(
             ("cannot", "What it cannot say", found.cannot, "Nothing."),
         )
     )
+    onsets = (
+        f"<h3>When each sets in</h3>\n{tables.onsets(comparison, sets_in, orders(comparison))}\n" if sets_in else ""
+    )
     note = "Differences are variant − baseline, means over pairs of one seed, with 95 % t intervals in brackets."
     return (
         f'<section id="s{index}">\n<h2 class="{"first" if index == 0 else ""}">{escape(comparison.name)}</h2>\n'
         f'<p class="soft">{escape(setting(comparison))}</p>\n<div class="findings">{blocks}</div>\n'
         f'<p class="soft">{note}</p>'
         f"<h3>Measures by variant</h3>\n{tables.results(comparison, lines)}\n"
+        f"{onsets}"
         f"{drawn}"
         f"<details><summary>Nulls</summary>{tables.nulls(comparison, assessment)}</details>\n"
         f"<details><summary>Run details</summary>{tables.runs(comparison)}</details>\n</section>\n"

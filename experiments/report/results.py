@@ -7,11 +7,13 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.report.assess import Assessment, Verdict, own_null, values
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.measures import Measure
 
+DESCRIBED = "Described, not judged"
 COLUMNS = (
     "comparison", "variant", "measure", "title", "unit", "mean", "standard_deviation", "seeds", "earliest", "latest",
     "note", "null", "null_kind", "own_null", "own_null_kind", "difference", "difference_low", "difference_high",
@@ -50,7 +52,7 @@ class Line:
     """One measure of all variants.
 
     cells: by the variant's label. null: the baseline's, and its kind. by_seed: each value is that of a seed; otherwise
-    there is one number for all. whole: counts, shown without decimals. judged: it has a bad direction.
+    there is one number for all. whole: counts, shown without decimals. group: the heading that it stands under.
     """
 
     id: str
@@ -61,7 +63,7 @@ class Line:
     null: tuple[float, str] | None = None
     by_seed: bool = True
     whole: bool = False
-    judged: bool = True
+    group: str = ""
 
 
 def results(comparison: Comparison, assessment: Assessment) -> list[Line]:
@@ -78,22 +80,27 @@ def results(comparison: Comparison, assessment: Assessment) -> list[Line]:
             "steps_to_baseline", f"Steps to {baseline.label}’s final validation loss",
             {v.label: _steps_to(assessment, v) for v in variants}, "optimizer steps", whole=True,
         ),
-        *(line for line in others if line.judged),
-        *(line for line in others if not line.judged),
-        Line("parameters", "Parameters", {v.label: _parameters(v) for v in variants}, by_seed=False, whole=True),
-        Line(
-            "parameters_added", "Parameters added", {v.label: _added(comparison, v) for v in comparison.others},
-            by_seed=False, whole=True,
-        ),
-        Line(
-            "tokens_per_second", "Speed",
-            {v.label: _typical(v, "time/tokens_per_second") for v in variants}, "tokens per second",
-        ),
-        Line(
-            "peak_memory", "Peak memory", {v.label: _typical(v, "time/peak_memory_gib") for v in variants}, "GiB"
-        ),
-        Line("runs", "Runs finished", {v.label: _states(v) for v in variants}, by_seed=False, whole=True),
+        *(line for line in others if not line.group),
+        *(line for line in others if line.group),
+        *_described(comparison),
     ]  # fmt: skip
+
+
+def _described(comparison: Comparison) -> list[Line]:
+    """Sizes, speed and states."""
+    count: dict[str, Any] = {"group": DESCRIBED, "by_seed": False, "whole": True}
+    variants = comparison.variants
+    speed = {v.label: _typical(v, "time/tokens_per_second") for v in variants}
+    memory = {v.label: _typical(v, "time/peak_memory_gib") for v in variants}
+    return [
+        Line("parameters", "Parameters", {v.label: _parameters(v) for v in variants}, **count),
+        Line(
+            "parameters_added", "Parameters added", {v.label: _added(comparison, v) for v in comparison.others}, **count
+        ),
+        Line("tokens_per_second", "Speed", speed, "tokens per second", group=DESCRIBED),
+        Line("peak_memory", "Peak memory", memory, "GiB", group=DESCRIBED),
+        Line("runs", "Runs finished", {v.label: _states(v) for v in variants}, **count),
+    ]
 
 
 def as_csv(lines: Iterable[tuple[Comparison, Line]]) -> str:
@@ -146,7 +153,8 @@ def _measured(comparison: Comparison, assessment: Assessment, measure: Measure) 
             cells[variant.label] = Cell(tuple(found), unfinished(variant), own_null(comparison, measure, runs), verdict)
     null = assessment.nulls.get(measure.id)
     shown = (null.value, null.hardest) if null is not None and null.value is not None else None
-    return Line(measure.id, measure.title, cells, measure.unit, measure.detail, shown, judged=bool(measure.worse))
+    group = "" if measure.worse else DESCRIBED
+    return Line(measure.id, measure.title, cells, measure.unit, measure.detail, shown, group=group)
 
 
 def _last(variant: Variant, column: str) -> Cell:

@@ -21,10 +21,12 @@ NOTHING = "–"
 def results(comparison: Comparison, lines: list[Line]) -> str:
     """Rows are measures, each beside its null; columns are variants."""
     names = ["Measure", "Null<span class=unit>where nothing is learned</span>", *heads(comparison)]
-    shown = [(line, row) for line in lines if (row := line_row(comparison, line))]
-    described = next((i for i, (line, _) in enumerate(shown) if not line.judged), len(shown))
-    rows = [row for _, row in shown]
-    rows.insert(described, _group("Described, not judged", len(comparison.variants)))
+    rows, group = [], ""
+    for line in lines:
+        if row := line_row(comparison, line):
+            if line.group != group:
+                rows.append(_group(group := line.group, len(comparison.variants)))
+            rows.append(row)
     return (
         f"{table(names, rows, 'results')}"
         '<p class="soft">Mean ± standard deviation over finished seeds. Δ: paired by seed against the baseline, with '
@@ -44,15 +46,17 @@ def heads(comparison: Comparison) -> list[str]:
     return names
 
 
-def line_row(comparison: Comparison, line: Line) -> str:
-    """A line as a row; nothing where no variant has anything in it."""
+def line_row(comparison: Comparison, line: Line, *, with_null: bool = True) -> str:
+    """A line as a row, with a column of nulls or without; nothing where no variant has anything in it."""
     cells = [line_cell(line, line.cells.get(variant.label, Cell())) for variant in comparison.variants]
     if all(cell == NOTHING for cell in cells):
         return ""
     unit = "; ".join(part for part in (line.unit, line.detail) if part)
     named = f"{escape(line.title)}{f'<span class=unit>{escape(unit)}</span>' if unit else ''}"
-    null = "" if line.null is None else f'{number(line.null[0])}<span class="unit">{escape(line.null[1])}</span>'
-    return f'<tr><th scope="row">{named}</th><td>{null}</td>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+    if with_null:
+        null = "" if line.null is None else f'{number(line.null[0])}<span class="unit">{escape(line.null[1])}</span>'
+        cells.insert(0, null)
+    return f'<tr><th scope="row">{named}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
 def line_cell(line: Line, cell: Cell) -> str:
@@ -82,6 +86,20 @@ def line_cell(line: Line, cell: Cell) -> str:
         tag = TAGS.get(verdict.word, "na")
         text += f'<span class="tag {tag}" title="{escape(verdict.reason)}">{escape(verdict.word)}</span>'
     return text
+
+
+def onsets(comparison: Comparison, lines: list[Line], sentences: list[str]) -> str:
+    """The steps at which curves set in by variant, and the sentences on their order."""
+    rows = [line_row(comparison, line, with_null=False) for line in lines]
+    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return (
+        f"{table(['What sets in', *heads(comparison)], rows, 'results')}"
+        '<p class="soft">The step at which a curve is halfway from its first value to the farthest one, mean ± '
+        "standard deviation over finished seeds; between: from the earliest to the latest step that it may have been "
+        "in any seed, by the distance between probes and twice the curve’s noise. None: it does not move clearly, or "
+        "has too few probes. A step says when a curve moves, not that it exceeds its null: for that see the table "
+        "above.</p>" + (f"<p>Which before which, beyond the bounds of both:</p><ul>{told}</ul>" if told else "")
+    )
 
 
 def nulls(comparison: Comparison, assessment: Assessment) -> str:

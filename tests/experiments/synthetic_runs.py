@@ -44,11 +44,11 @@ def write_run(
     tokens_per_step: int = 1000,
     skipped: tuple[str, ...] = (),
     sentence: bool = True,
-    gap: Callable[[int], float] | None = None,
+    logged: dict[str, Callable[[int], float]] | None = None,
 ) -> Path:
     """One run under folder/<label>/seed=<n>, logged every 10 steps, evaluated and probed every 50.
 
-    gap: the quantisation gap by step, where it is logged.
+    logged: more columns of metrics.csv by step, or others than the probes would log.
     """
     run = folder / (label or (attention if isinstance(attention, str) else attention["name"])) / f"seed={seed}"
     run.mkdir(parents=True)
@@ -105,7 +105,7 @@ def write_run(
             if step % 50 == 0:
                 row |= {"validation/loss": loss(step), "validation/bits_per_byte": loss(step) / 2}
                 row |= {f"outliers/{name}": value for name, value in found.get(step, {}).items()}
-                row |= {"outliers/quantization_gap": gap(step)} if gap else {}
+                row |= {name: column(step) for name, column in (logged or {}).items()}
             rows.writerow(row)
     return run
 

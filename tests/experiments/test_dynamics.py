@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic_runs import write_run
 
-from experiments.dynamics import before, dynamics, onset, scatter
+from experiments.dynamics import before, dynamics, numbers, onset, scatter
 from experiments.runs import Run
 
 STEPS = np.arange(0, 2001, 100)
@@ -72,3 +72,13 @@ def test_a_run_s_onsets_in_their_order(tmp_path):
     near = onset(STEPS, sigmoid(540, 50))
     assert not before(sink, near)
     assert math.isfinite(near.step)
+
+
+def test_onsets_as_numbers_of_an_analysis():
+    at = onset(STEPS, sigmoid(830))
+    found = numbers({"outliers/sink_rate@0.3": at, "outliers/value_drain": None}).table().to_pylist()
+    by_name = {(row["metric"], row["statistic"]): row["value"] for row in found}
+    assert by_name["onset_sink_rate@0.3", "step"] == at.step
+    assert by_name["onset_sink_rate@0.3", "high"] == at.high
+    assert math.isnan(by_name["onset_value_drain", "step"])
+    assert len(by_name) == 6

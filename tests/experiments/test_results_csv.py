@@ -31,7 +31,7 @@ def noisy(seed, factor=1.0):
 
 
 def gap(last, seed):
-    return lambda step: (last + 0.001 * seed) * step / 200 + 0.002
+    return {f"outliers/{GAP}": lambda step: (last + 0.001 * seed) * step / 200 + 0.002}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     for seed in SEEDS:
         loss = lambda step, seed=seed: 3.0 - step / 100 + seed / 3  # noqa: E731
-        write_run(folder, "softmax", seed, loss=loss, number=noisy(seed), gap=gap(0.5, seed))
-        write_run(folder, "context_scaling", seed, loss=loss, number=noisy(-seed, 0.1), gap=gap(0.02, -seed))
+        write_run(folder, "softmax", seed, loss=loss, number=noisy(seed), logged=gap(0.5, seed))
+        write_run(folder, "context_scaling", seed, loss=loss, number=noisy(-seed, 0.1), logged=gap(0.02, -seed))
     write_run(folder, "sigmoid", 0, steps=100, state="running")
     build(folder)
     return folder
@@ -116,8 +116,8 @@ def test_the_gap_of_quantisation_is_judged_where_it_is_logged(folder, rows):
 
 def test_the_gap_within_its_null_is_not_judged(tmp_path):
     for seed in SEEDS:
-        write_run(tmp_path, "softmax", seed, probes=False, gap=lambda step: 0.002 - step / 1e6)
-        write_run(tmp_path, "sigmoid", seed, probes=False, gap=lambda step: 0.5)
+        write_run(tmp_path, "softmax", seed, probes=False, logged={f"outliers/{GAP}": lambda step: 0.002 - step / 1e6})
+        write_run(tmp_path, "sigmoid", seed, probes=False, logged={f"outliers/{GAP}": lambda step: 0.5})
     (comparison,) = load(tmp_path)
     verdict = next(v for v in assess(comparison).verdicts if v.measure.id == GAP)
     assert verdict.word == NOT_ASSESSABLE
