@@ -4,14 +4,16 @@ Shapes: B sequences, T tokens, C width, I inputs and O outputs of a matrix.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from outliers.access import Decoder
+from outliers.access.decoder import Function
 from outliers.activations import Scratch, channel_peaks, finish
-from outliers.analysis.interventions import LENGTH, SEQUENCES, mean_and_error
+from outliers.analysis.interventions import mean_and_error
 from outliers.analysis.numbers import Numbers
 from outliers.running import Running
 
@@ -25,22 +27,58 @@ def large(values_N: Tensor) -> Tensor:
     return a_N > RATIO * a_N.median()
 
 
-def channels(decoder: Decoder, tokens_BT: Tensor) -> Numbers:
-    """Find outlier gains and triggering columns; undo each kind in turn; loss and channels before and after."""
-    tokens_BT = tokens_BT[:SEQUENCES, :LENGTH]
-    numbers = Numbers()
-    _name(decoder, numbers)
-    before_B = _measure(decoder, tokens_BT, numbers, "before")
-    for name, change in CHANGES.items():
-        with decoder.preserved(), torch.no_grad():
-            changed = sum(change(decoder))
-            numbers.add("channels_changed", changed, statistic=name)
-            if not changed:
-                continue
-            mean, error = mean_and_error(_measure(decoder, tokens_BT, numbers, name) - before_B)
-        numbers.add("channels_loss_change", mean, statistic=name)
-        numbers.add("channels_loss_change_error", error, statistic=name)
-    return numbers
+class Peaks:
+    """The largest |x| of every channel at `SITES`, of one pass."""
+
+    def __init__(self, decoder: Decoder):
+        self.prefix, self._scratch = decoder.sizes.prefix_tokens, Scratch()
+        self._seen = {(site, n): Running() for site in SITES for n in range(decoder.sizes.layers)}
+
+    def hooks(self) -> list[tuple[str, int, Function]]:
+        """What watches the pass."""
+        return [(*place, partial(self._look, running)) for place, running in self._seen.items()]
+
+    def _look(self, running: Running, x_BTC: Tensor) -> None:
+        channel_peaks(running, x_BTC[:, self.prefix :], self._scratch)
+
+    def write(self, numbers: Numbers, statistic: str) -> None:
+        """`channel_ratio` of each site and layer."""
+        for (site, layer), running in self._seen.items():
+            value = finish(running)["channel_ratio"]
+            numbers.add("channel_ratio_after", value, site=site, layer=layer, statistic=statistic)
+
+
+class Channels:
+    """Finds outlier gains and triggering columns; undoes each kind in turn; loss and channels before and after."""
+
+    attended = None
+
+    def __init__(self, decoder: Decoder):
+        self.decoder, self._before = decoder, Peaks(decoder)
+
+    def hooks(self) -> list[tuple[str, int, Function]]:
+        """The channels before."""
+        return self._before.hooks()
+
+    def conclude(self, tokens_BT: Tensor, losses_B: Tensor) -> Numbers:
+        """A pass for each change that changes anything."""
+        decoder, numbers = self.decoder, Numbers()
+        _name(decoder, numbers)
+        self._before.write(numbers, "before")
+        for name, change in CHANGES.items():
+            with decoder.preserved(), torch.no_grad():
+                changed = sum(change(decoder))
+                numbers.add("channels_changed", changed, statistic=name)
+                if not changed:
+                    continue
+                after = Peaks(decoder)
+                with decoder.hooked(after.hooks()):
+                    change_B = decoder.nats(tokens_BT).mean(1) - losses_B
+            after.write(numbers, name)
+            mean, error = mean_and_error(change_B)
+            numbers.add("channels_loss_change", mean, statistic=name)
+            numbers.add("channels_loss_change_error", error, statistic=name)
+        return numbers
 
 
 def _name(decoder: Decoder, numbers: Numbers) -> None:
@@ -61,24 +99,6 @@ def _list(numbers: Numbers, metric: str, values_N: Tensor, **place: str | int) -
 def _columns(decoder: Decoder, layer: int) -> Tensor:
     """(C,) the norm of each input column of W_q."""
     return decoder.matrices(layer)["q"].float().norm(dim=0)
-
-
-def _measure(decoder: Decoder, tokens_BT: Tensor, numbers: Numbers, statistic: str) -> Tensor:
-    """(B,) losses; writes `channel_ratio` of each site and layer."""
-    scratch, seen = Scratch(), {(site, n): Running() for site in SITES for n in range(decoder.sizes.layers)}
-
-    def peaks(running: Running) -> Callable[[Tensor], None]:
-        def look(x_BTC: Tensor) -> None:
-            channel_peaks(running, x_BTC[:, -tokens_BT.shape[1] :], scratch)
-
-        return look
-
-    with decoder.hooked((*place, peaks(running)) for place, running in seen.items()):
-        losses_B = decoder.nats(tokens_BT).mean(1)
-    for (site, layer), running in seen.items():
-        value = finish(running)["channel_ratio"]
-        numbers.add("channel_ratio_after", value, site=site, layer=layer, statistic=statistic)
-    return losses_B
 
 
 def _gains_to(value: Callable[[Tensor], Tensor | float]) -> Callable[[Decoder], list[int]]:

@@ -5,7 +5,8 @@ Activations and weights share channels, activations and attention share position
 Shapes: B sequences, T tokens, C width, L layers.
 """
 
-from dataclasses import dataclass
+from collections import defaultdict
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,8 +14,7 @@ from torch import Tensor
 import kernels
 from kernels import Parts
 from outliers.access import Decoder
-from outliers.access.decoder import CHUNK_TOKENS
-from outliers.analysis.interventions import LENGTH, SEQUENCES
+from outliers.access.decoder import Function
 from outliers.analysis.numbers import Numbers
 from outliers.attention import OUTLIER_SHARE
 
@@ -24,67 +24,60 @@ PERMUTATIONS = 1000
 Pair = tuple[Tensor, Tensor]  # two sets among the same N channels or positions, bool (N,)
 
 
-@dataclass
-class Seen:
-    """By sequence, the largest over layers.
+class Consistency:
+    """Overlap and intersection over union of outlier sets, beside what permuting one of them gives.
 
-    by_token (B, T), by_channel (B, C): |h| over the mean |h| of its sequence and layer. by_key (B, T): the share of all
-    queries' head-averaged attention that a key receives.
+    Sets are made of the largest value over layers, by sequence. |h| counts in means of its sequence and layer, a key in
+    the share of all queries' head-averaged attention that it receives.
     """
 
-    by_token: Tensor
-    by_channel: Tensor
-    by_key: Tensor | None
+    def __init__(self, decoder: Decoder, tau: float):
+        self.decoder, self.tau = decoder, tau
+        self.prefix = decoder.sizes.prefix_tokens
+        # By layer, chunks of sequences: (B, T), (B, C), (B, T).
+        self._by_token: dict[int, list[Tensor]] = defaultdict(list)
+        self._by_channel: dict[int, list[Tensor]] = defaultdict(list)
+        self._by_key: dict[int, list[Tensor]] = defaultdict(list)
+
+    def hooks(self) -> list[tuple[str, int, Function]]:
+        """Block outputs."""
+        return [("block_output", n, partial(self._block, n)) for n in range(self.decoder.sizes.layers)]
+
+    def _block(self, layer: int, x_BTC: Tensor) -> None:
+        a_BTC = x_BTC[:, self.prefix :].float().abs()
+        mean_B1 = a_BTC.mean((1, 2))[:, None]
+        self._by_token[layer].append(a_BTC.amax(2) / mean_B1)
+        self._by_channel[layer].append(a_BTC.amax(1) / mean_B1)
+
+    def attended(self, layer: int, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, parts: Parts | None) -> None:
+        """What each key receives."""
+        if parts is not None:
+            received_BHT = kernels.statistics(q_BHTD, k_BGTD, parts, prefix=self.prefix).received
+            self._by_key[layer].append(received_BHT.mean(1) / received_BHT.shape[2])
+
+    def conclude(self, tokens_BT: Tensor, losses_B: Tensor) -> Numbers:
+        """All comparisons; by the coded criteria only where an activation is an outlier."""
+        numbers = Numbers()
+        fat_C, of_channels = fat_channels(self.decoder), over_layers(self._by_channel).amax(0)
+        coded_C = of_channels > self.tau
+        pairs = {("weight_activation", "largest"): [(top(of_channels, LARGEST), top(fat_C, LARGEST))]}
+        if count := int(coded_C.sum()):
+            pairs["weight_activation", "coded"] = [(coded_C, top(fat_C, count))]
+        if self._by_key:
+            both = list(zip(over_layers(self._by_token), over_layers(self._by_key), strict=True))
+            pairs["activation_attention", "largest"] = [(top(a, 1), top(b, 1)) for a, b in both]
+            marked = [(a > self.tau, b >= OUTLIER_SHARE) for a, b in both]
+            if marked := [(a, b) for a, b in marked if a.any()]:
+                pairs["activation_attention", "coded"] = marked
+        for (metric, criterion), sets in pairs.items():
+            for name, value in compare(sets).items():
+                numbers.add(f"{metric}_{name}", value, statistic=criterion)
+        return numbers
 
 
-def consistency(decoder: Decoder, tokens_BT: Tensor, tau: float) -> Numbers:
-    """Overlap and intersection over union of outlier sets, beside what permuting one of them gives."""
-    numbers, seen = Numbers(), look(decoder, tokens_BT[:SEQUENCES, :LENGTH])
-    fat_C = fat_channels(decoder)
-    of_channels = seen.by_channel.amax(0)
-    coded_C = of_channels > tau
-    pairs = {("weight_activation", "largest"): [(top(of_channels, LARGEST), top(fat_C, LARGEST))]}
-    if count := int(coded_C.sum()):
-        pairs["weight_activation", "coded"] = [(coded_C, top(fat_C, count))]
-    if seen.by_key is not None:
-        both = list(zip(seen.by_token, seen.by_key, strict=True))
-        pairs["activation_attention", "largest"] = [(top(a, 1), top(b, 1)) for a, b in both]
-        marked = [(a > tau, b >= OUTLIER_SHARE) for a, b in both]
-        if marked := [(a, b) for a, b in marked if a.any()]:
-            pairs["activation_attention", "coded"] = marked
-    for (metric, criterion), sets in pairs.items():
-        for name, value in compare(sets).items():
-            numbers.add(f"{metric}_{name}", value, statistic=criterion)
-    return numbers
-
-
-def look(decoder: Decoder, tokens_BT: Tensor) -> Seen:
-    """One pass: block outputs and received attention, of real tokens."""
-    T, layers = tokens_BT.shape[1], range(decoder.sizes.layers)
-    tokens, channels, received = [], [], []
-    for chunk_bT in tokens_BT.split(max(1, CHUNK_TOKENS // T)):
-        by_token, by_channel, by_key = [], [], []
-
-        def block(x_BTC: Tensor, by_token: list[Tensor] = by_token, by_channel: list[Tensor] = by_channel) -> None:
-            a_BTC = x_BTC[:, -T:].float().abs()
-            a_BTC = a_BTC / a_BTC.mean((1, 2), keepdim=True)
-            by_token.append(a_BTC.amax(2))
-            by_channel.append(a_BTC.amax(1))
-
-        def attended(
-            layer: int, q: Tensor, k: Tensor, v: Tensor, parts: Parts | None, by_key: list[Tensor] = by_key
-        ) -> None:
-            if parts is not None:
-                stats = kernels.statistics(q, k, parts, prefix=decoder.sizes.prefix_tokens)
-                by_key.append(stats.received.mean(1) / T)
-
-        with decoder.hooked((("block_output", n, block) for n in layers), attended):
-            decoder.nats(chunk_bT)
-        tokens.append(torch.stack(by_token).amax(0))
-        channels.append(torch.stack(by_channel).amax(0))
-        if by_key:
-            received.append(torch.stack(by_key).amax(0))
-    return Seen(torch.cat(tokens), torch.cat(channels), torch.cat(received) if received else None)
+def over_layers(chunks: dict[int, list[Tensor]]) -> Tensor:
+    """(B, N) the largest over layers of chunks (b, N) by layer."""
+    return torch.stack([torch.cat(parts) for parts in chunks.values()]).amax(0)
 
 
 def fat_channels(decoder: Decoder) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from outliers.access import Decoder
+from outliers.access.decoder import Function
 from outliers.analysis.numbers import Numbers
 
-SEQUENCES, LENGTH = 8, 256  # at most: each change is a pass over the text
 MARGIN = 0.01  # nats a token: a smaller change of the loss is no harm
 ERRORS = 2  # standard errors that a verdict leaves for noise
 ACTIONS = ("zero", "mean", "clip", "zero_random")
@@ -40,32 +40,42 @@ def outliers(x_BTC: Tensor, tau: float) -> Tensor:
     return a_BTC > tau * a_BTC.mean((1, 2), keepdim=True)
 
 
-def intervene(decoder: Decoder, tokens_BT: Tensor, tau: float, say: Callable[[str], None]) -> Numbers:
-    """Change the outliers of one place at a time and measure the loss. Sites: every operator's output in every block,
-    the residual stream, the embeddings and the final norm."""
-    tokens_BT = tokens_BT[:SEQUENCES, :LENGTH]
-    numbers = Numbers()
-    places = [
-        place for place in decoder.places if place[0] != "logits" and (place[0] != "block_input" or place[1] == 0)
-    ]
-    found = {place: Found() for place in places}
-    with decoder.hooked((*place, _counting(found[place], tau)) for place in places):
-        before_B = decoder.nats(tokens_BT).mean(1)
-    for place, at in found.items():
-        coordinates = {"site": place[0], "layer": place[1]}
-        numbers.add("outliers", at.count, **coordinates)
-        if not at.count:
-            continue
-        say(f"changing {at.count:,} outliers at {place[0]}, layer {place[1]}")
-        for action in ACTIONS:
-            with decoder.hooked([(*place, changing(action, tau, at.mean()))]):
-                change_B = decoder.nats(tokens_BT).mean(1) - before_B
-            mean, error = mean_and_error(change_B)
-            numbers.add("loss_change", mean, statistic=action, **coordinates)
-            numbers.add("loss_change_error", error, statistic=action, **coordinates)
-            if action == "zero":
-                numbers.add("outliers_used", used(mean, error), **coordinates)
-    return numbers
+class Interventions:
+    """Changes the outliers of one place at a time and measures the loss. Sites: every operator's output in every block,
+    the residual stream, the embeddings and the final norm. say: is told of each place."""
+
+    attended = None
+
+    def __init__(self, decoder: Decoder, tau: float, say: Callable[[str], None]):
+        self.decoder, self.tau, self.say = decoder, tau, say
+        self._found = {
+            place: Found()
+            for place in decoder.places
+            if place[0] != "logits" and (place[0] != "block_input" or place[1] == 0)
+        }
+
+    def hooks(self) -> list[tuple[str, int, Function]]:
+        """Count the outliers."""
+        return [(*place, _counting(found, self.tau)) for place, found in self._found.items()]
+
+    def conclude(self, tokens_BT: Tensor, losses_B: Tensor) -> Numbers:
+        """A pass for each action at each place that has outliers."""
+        numbers = Numbers()
+        for place, at in self._found.items():
+            coordinates = {"site": place[0], "layer": place[1]}
+            numbers.add("outliers", at.count, **coordinates)
+            if not at.count:
+                continue
+            self.say(f"changing {at.count:,} outliers at {place[0]}, layer {place[1]}")
+            for action in ACTIONS:
+                with self.decoder.hooked([(*place, changing(action, self.tau, at.mean()))]):
+                    change_B = self.decoder.nats(tokens_BT).mean(1) - losses_B
+                mean, error = mean_and_error(change_B)
+                numbers.add("loss_change", mean, statistic=action, **coordinates)
+                numbers.add("loss_change_error", error, statistic=action, **coordinates)
+                if action == "zero":
+                    numbers.add("outliers_used", used(mean, error), **coordinates)
+        return numbers
 
 
 def _counting(found: Found, tau: float) -> Callable[[Tensor], None]:

@@ -7,6 +7,7 @@ Shapes: B sequences, T tokens, C channels of a site, H query heads, G key/value 
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 import kernels
 from kernels import Parts
 from outliers.access import Decoder
-from outliers.analysis.interventions import LENGTH, SEQUENCES
+from outliers.access.decoder import Function
 from outliers.analysis.numbers import Numbers
 
 # In the order in which a block computes them; `gate` only where there is one.
@@ -25,33 +26,43 @@ OPERATORS = (
 WRITERS = ("block_input", "attention_output", "mlp_output", "block_output")
 
 
-def life_cycle(decoder: Decoder, tokens_BT: Tensor) -> Numbers:
-    """Emergence, spread and disappearance, as means over sequences."""
-    tokens_BT = tokens_BT[:SEQUENCES, :LENGTH]
-    channel, token_B = largest(decoder, tokens_BT)
-    numbers = Numbers()
-    numbers.add("outlier_channel", channel)
-    numbers.add("outlier_position", token_B, sequence=range(len(token_B)))
-    follow = Follow(decoder, channel, token_B, tokens_BT.shape[1])
-    with decoder.hooked(follow.hooks(), follow.attended):
-        decoder.nats(tokens_BT)
-    follow.write(numbers)
-    return numbers
+class LifeCycle:
+    """Emergence, spread and disappearance, as means over sequences: a pass to find the token, another to follow it."""
 
+    attended = None
 
-def largest(decoder: Decoder, tokens_BT: Tensor) -> tuple[int, Tensor]:
-    """c*, whose largest |h| of a sequence is the largest in the mean over sequences, and (B,) the positions t*."""
-    T = tokens_BT.shape[1]
-    seen: dict[int, list[Tensor]] = defaultdict(list)
+    def __init__(self, decoder: Decoder):
+        self.decoder = decoder
+        self._peaks: list[Tensor] = []  # by chunk of sequences (b, T, C), the largest |h| over layers
 
-    def keep(layer: int) -> Callable[[Tensor], None]:
-        return lambda x_BTC: seen[layer].append(x_BTC[:, -T:].float().abs())
+    def hooks(self) -> list[tuple[str, int, Function]]:
+        """Block outputs."""
+        return [("block_output", n, partial(self._block, n)) for n in range(self.decoder.sizes.layers)]
 
-    with decoder.hooked(("block_output", n, keep(n)) for n in range(decoder.sizes.layers)):
-        decoder.nats(tokens_BT)
-    peak_BTC = torch.stack([torch.cat(chunks) for chunks in seen.values()]).amax(0)
-    channel = int(peak_BTC.amax(1).mean(0).argmax())
-    return channel, peak_BTC[..., channel].argmax(1)
+    def _block(self, layer: int, x_BTC: Tensor) -> None:
+        a_BTC = x_BTC[:, self.decoder.sizes.prefix_tokens :].float().abs()
+        if layer == 0:  # a new chunk
+            self._peaks.append(a_BTC)
+        else:
+            torch.maximum(self._peaks[-1], a_BTC, out=self._peaks[-1])
+
+    def largest(self) -> tuple[int, Tensor]:
+        """c*, whose largest |h| of a sequence is the largest in the mean over sequences, and (B,) the positions t*."""
+        peak_BTC = torch.cat(self._peaks)
+        channel = int(peak_BTC.amax(1).mean(0).argmax())
+        return channel, peak_BTC[..., channel].argmax(1)
+
+    def conclude(self, tokens_BT: Tensor, losses_B: Tensor) -> Numbers:
+        """Follow the token."""
+        channel, token_B = self.largest()
+        numbers = Numbers()
+        numbers.add("outlier_channel", channel)
+        numbers.add("outlier_position", token_B, sequence=range(len(token_B)))
+        follow = Follow(self.decoder, channel, token_B, tokens_BT.shape[1])
+        with self.decoder.hooked(follow.hooks(), follow.attended):
+            self.decoder.forward(tokens_BT)
+        follow.write(numbers)
+        return numbers
 
 
 class Follow:

@@ -44,7 +44,7 @@ def sentence(decoder: Decoder, tokens_T: Tensor, texts: Sequence[str]) -> Senten
     layers = range(decoder.sizes.layers)
     hooks = [(site, layer, keep(site)) for site in ("block_output", "down_input") for layer in layers]
     with decoder.hooked(hooks, attended):
-        decoder.nats(tokens_T[None])
+        decoder.forward(tokens_T[None])
     maps = np.stack(kept["attention"]) if kept["attention"] else None
     return Sentence(list(texts[:T]), np.stack(kept["block_output"]), np.stack(kept["down_input"]), maps)
 

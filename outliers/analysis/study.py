@@ -10,11 +10,12 @@ from models import GPT
 from outliers import nulls
 from outliers.access import Decoder, Text, sequences
 from outliers.activations import OUTLIER_RATIO
-from outliers.analysis.channels import channels
-from outliers.analysis.consistency import consistency
+from outliers.analysis.channels import Channels
+from outliers.analysis.consistency import Consistency
+from outliers.analysis.excerpt import analyse
 from outliers.analysis.fresh import fresh
-from outliers.analysis.interventions import intervene
-from outliers.analysis.life_cycle import life_cycle
+from outliers.analysis.interventions import Interventions
+from outliers.analysis.life_cycle import LifeCycle
 from outliers.analysis.numbers import Numbers, beside, without_nulls
 from outliers.analysis.sentence import Sentence, sentence
 from outliers.analysis.survey import Survey
@@ -49,24 +50,27 @@ def study(
     B, T = tokens_BT.shape
     say(f"measuring {B} sequences of {T} tokens: {text.name}")
     kinds_BT, texts = kinds(decoder, tokens_BT)
-    measured = [Survey(decoder, kinds_BT, texts, tau=tau).run(tokens_BT), life_cycle(decoder, tokens_BT)]
+    measured = Survey(decoder, kinds_BT, texts, tau=tau).run(tokens_BT)
     say("the same on random tokens and with initial weights")
     on_random = _null(decoder, sequences(decoder, "random", count=min(B, NULL_SEQUENCES), length=T).tokens)
     at_start = _null(fresh(decoder), tokens_BT[:NULL_SEQUENCES])
-    tables = [beside(_joined(measured), on_random, at_start, closed_forms(decoder, B, T))]
     say("where outliers agree, and what they do")
-    later = [
-        consistency(decoder, tokens_BT, tau),
-        intervene(decoder, tokens_BT, tau, say),
-        channels(decoder, tokens_BT),
-    ]
-    tables.append(without_nulls(_joined(later)))
-    return Study(text, tau, pa.concat_tables(tables), sentence(decoder, tokens_BT[0], texts[0]), notes)
+    lived, *later = analyse(
+        decoder,
+        tokens_BT,
+        LifeCycle(decoder),
+        Consistency(decoder, tau),
+        Interventions(decoder, tau, say),
+        Channels(decoder),
+    )
+    table = beside(_joined([measured, lived]), on_random, at_start, closed_forms(decoder, B, T))
+    table = pa.concat_tables([table, without_nulls(_joined(later))])
+    return Study(text, tau, table, sentence(decoder, tokens_BT[0], texts[0]), notes)
 
 
 def _null(decoder: Decoder, tokens_BT: Tensor) -> pa.Table:
     survey = Survey(decoder, *kinds(decoder, tokens_BT), single=False)
-    return _joined([survey.run(tokens_BT), life_cycle(decoder, tokens_BT)])
+    return _joined([survey.run(tokens_BT), *analyse(decoder, tokens_BT, LifeCycle(decoder))])
 
 
 def _joined(parts: list[Numbers]) -> pa.Table:

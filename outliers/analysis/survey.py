@@ -216,12 +216,11 @@ class Survey:
 
 def summary(a_NC: Tensor) -> Tensor:
     """(5,) the statistics of magnitudes by `STATISTICS`, the median the lower one of two. Reorders the entries."""
-    flat = a_NC.reshape(-1).numpy()
-    n = len(flat)
-    mean = flat.mean(dtype=np.float64)
-    middle, third = (n - 1) // 2, max(0, n - 3)
-    flat.partition((middle, third))
-    top = np.full(3, np.nan)
-    top[: n - third] = np.sort(flat[third:])[::-1]
-    median = np.nan if np.isnan(mean) else flat[middle]
-    return torch.tensor([*top, median, mean], dtype=torch.float64)
+    found = torch.full((len(STATISTICS),), torch.nan, dtype=torch.float64)
+    found[4] = a_NC.mean(dtype=torch.float64)
+    # The three largest entries stand in the three rows with the largest entry; selecting them from all takes longer.
+    rows_RC = a_NC[a_NC.amax(1).topk(min(3, len(a_NC))).indices]
+    largest = rows_RC.flatten().topk(min(3, rows_RC.numel())).values
+    found[: len(largest)] = largest.double()
+    found[3] = lower_median(a_NC.reshape(1, -1))[0]
+    return found

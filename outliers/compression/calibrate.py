@@ -54,7 +54,7 @@ def calibrate(decoder: Decoder, tokens_BT: Tensor, sites: Collection[str], *, pe
     for batch_bT in tokens_BT.tensor_split(min(BATCHES, len(tokens_BT))):
         parts: dict[tuple[str, int], list[Tensor]] = {place: [] for place in decoder.places if place[0] in sites}
         with decoder.hooked([(*place, partial(_keep, kept)) for place, kept in parts.items()]):
-            decoder.nats(batch_bT)
+            decoder.forward(batch_bT)
         for place, kept in parts.items():
             new = _range(torch.cat(kept).flatten(0, -2), percentiles)
             if place in found:

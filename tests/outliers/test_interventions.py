@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from outliers.access import sequences
-from outliers.analysis.channels import channels
-from outliers.analysis.interventions import changing, intervene, mean_and_error, outliers, used
+from outliers.analysis.channels import Channels
+from outliers.analysis.excerpt import analyse
+from outliers.analysis.interventions import Interventions, changing, mean_and_error, outliers, used
 
 TAU = 300.0
 
@@ -33,7 +34,7 @@ def intervened(plant) -> pa.Table:
     tokens = text(decoder)
     tokens[:, 1] = ord("T")  # what `used_massive` predicts after BOS
     before = decoder.nats(tokens)
-    table = intervene(decoder, tokens, TAU, lambda line: None).table()
+    table = analyse(decoder, tokens, Interventions(decoder, TAU, lambda line: None))[0].table()
     torch.testing.assert_close(decoder.nats(tokens), before, rtol=0, atol=0)
     return table
 
@@ -95,7 +96,7 @@ def test_a_triggering_channel_is_found_and_undone():
     decoder = planted.decoder(planted.trigger)
     tokens = text(decoder)
     before = {name: parameter.clone() for name, parameter in decoder.module.named_parameters()}
-    table = channels(decoder, tokens).table()
+    table = analyse(decoder, tokens, Channels(decoder))[0].table()
     place = (planted.LAYER, planted.CHANNEL)
     assert values(table, "outlier_gain") == {("norm_attention", *place): pytest.approx(30)}
     assert list(values(table, "triggering_column")) == [("q", *place)]
@@ -111,7 +112,8 @@ def test_a_triggering_channel_is_found_and_undone():
 
 
 def test_an_ordinary_model_has_no_channel_to_undo():
-    table = channels(planted.decoder(), text(planted.decoder())).table()
+    decoder = planted.decoder()
+    table = analyse(decoder, text(decoder), Channels(decoder))[0].table()
     assert not values(table, "outlier_gain")
     assert not values(table, "triggering_column")
     assert set(values(table, "channels_changed").values()) == {0.0}

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from outliers.access import sequences
-from outliers.analysis.consistency import compare, consistency, fat_channels, overlap
-from outliers.analysis.life_cycle import largest, life_cycle, others_logit
+from outliers.analysis.consistency import Consistency, compare, fat_channels, overlap
+from outliers.analysis.excerpt import analyse
+from outliers.analysis.life_cycle import LifeCycle, others_logit
 
 
 def text(decoder, count=3, length=64) -> torch.Tensor:
@@ -40,9 +41,10 @@ def planted_life():
 
 def test_birth_and_death_are_found_in_their_operators(planted_life):
     tokens = text(planted_life)
-    channel, token_B = largest(planted_life, tokens)
+    life = LifeCycle(planted_life)
+    found = values(analyse(planted_life, tokens, life)[0].table())
+    channel, token_B = life.largest()
     assert (channel, token_B.tolist()) == (planted.CHANNEL, [0, 0, 0])
-    found = values(life_cycle(planted_life, tokens).table())
 
     def ratio(site: str, layer: int) -> float:
         own, others = (found[f"life_{name}_top1", site, layer, -1, "value"] for name in ("token", "others"))
@@ -66,7 +68,7 @@ def test_birth_and_death_are_found_in_their_operators(planted_life):
 def test_the_spread_of_a_planted_sink_is_in_its_head():
     decoder = planted.decoder(lambda gpt: (planted.massive(gpt), planted.sink(gpt)))
     tokens = text(decoder)
-    found = values(life_cycle(decoder, tokens).table())
+    found = values(analyse(decoder, tokens, LifeCycle(decoder))[0].table())
     at = {h: found["spread_probability", "", planted.LAYER, h, "value"] for h in range(planted.HEADS)}
     assert at.pop(planted.HEAD) > 0.99
     assert max(at.values()) < 0.3
@@ -102,12 +104,12 @@ def test_planted_outliers_agree_and_ordinary_ones_do_not():
 
     decoder = planted.decoder(plant)
     assert int(fat_channels(decoder).argmax()) == planted.CHANNEL
-    found = values(consistency(decoder, text(decoder), 1000.0).table())
+    found = values(analyse(decoder, text(decoder), Consistency(decoder, 1000.0))[0].table())
     for metric in ("weight_activation", "activation_attention"):
         assert found[f"{metric}_overlap", "", -1, -1, "coded"] == 1
         assert found[f"{metric}_p", "", -1, -1, "coded"] < 0.05
         assert found[f"{metric}_overlap_permuted", "", -1, -1, "coded"] < 0.1
     ordinary = planted.decoder()
-    found = values(consistency(ordinary, text(ordinary), 100.0).table())
+    found = values(analyse(ordinary, text(ordinary), Consistency(ordinary, 100.0))[0].table())
     assert not [key for key in found if key[-1] == "coded"]
     assert found["weight_activation_p", "", -1, -1, "largest"] > 0.05
