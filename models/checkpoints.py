@@ -118,7 +118,12 @@ def rebuild(path: Path) -> tuple[GPT, int]:
         }
     if not state or not {"network", "attention"} <= set(description):
         raise InputError(f"{path} is no model of `fit`: it does not say which network its weights belong to")
-    gpt = GPT(GPTConfig(**description["network"]), description["attention"], backend=description.get("backend", "auto"))
+    gpt = GPT(
+        GPTConfig(**description["network"]),
+        description["attention"],
+        seed=description.get("seed", 0),  # so that the network knows from which values it was trained
+        backend=description.get("backend", "auto"),
+    )
     gpt.to(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))
     gpt.load_state_dict(state)
     return gpt, int(step)

@@ -64,7 +64,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer whose attention mechanism is named by `attention` (see `models.attention`).
 
-    seed: of the initial values; each parameter is drawn from (seed, its name). backend: of `kernels.attend`.
+    seed: of the initial values; each parameter is drawn from (seed, its name); kept, so that they can be made again.
+    backend: of `kernels.attend`.
     activation_checkpointing: keep each block's input alone for the backward, which computes the block again (with the
     same dropout masks): memory for about a third more arithmetic.
     Raises InputError where the configuration does not fit together or the attention is unknown.
@@ -85,7 +86,7 @@ class GPT(nn.Module):
         config.validate()
         if config.vocab_size is None or config.vocab_rows is None:
             raise InputError("vocab_size is not set; take it from the corpus or give it in the configuration")
-        self.config, self.vocab_size = config, config.vocab_size
+        self.config, self.vocab_size, self.seed = config, config.vocab_size, seed
         self.spec = normalise(attention)
         self.activation_checkpointing = activation_checkpointing
         weight = Normal(config.init_std)

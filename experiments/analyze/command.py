@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import InputError
-from experiments.arguments import Parser
+from experiments.arguments import Parser, made
 
 DESCRIPTION = """\
 Analyse the outliers and attention sinks of one model, each number beside its nulls.
@@ -56,18 +56,16 @@ def build(arguments: argparse.Namespace) -> Path:
     from outliers.analysis.study import study
     from outliers.table import write
 
-    out = arguments.out
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; give a folder")
     if not 1 < arguments.tau < math.inf:
         raise InputError(f"--tau {arguments.tau:g}: give a number above 1")
     decoder = open_decoder(arguments.model)
     text = sequences(decoder, arguments.text, count=arguments.sequences, length=arguments.length)
+    out = made(arguments.out)
     found = study(decoder, text, arguments.tau, _say)
     _say("drawing")
     pictures = [*sentence_figures(decoder, found.sentence), *layer_figures(found.table), *life_figures(found.table)]
     drawings = out / "figures"
-    drawings.mkdir(parents=True, exist_ok=True)
+    drawings.mkdir(exist_ok=True)
     for picture in pictures:
         if picture.png:
             (drawings / f"{picture.name}.png").write_bytes(picture.png)

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import InputError
-from experiments.arguments import Parser
+from experiments.arguments import Parser, made
 
 DESCRIPTION = """\
 What compression costs MODEL, by the frozen recipe compress-1 (docs/compression.md): round-to-nearest quantisation of
@@ -57,12 +56,3 @@ def compress(arguments: argparse.Namespace) -> Path:
     subject = results.Subject(decoder, text, len(evaluated_BT), len(calibrating_BT))
     results.write(out, table, subject)
     return page.write(out, table, subject)
-
-
-def made(out: Path) -> Path:
-    """The folder of the results. InputError: a file is in its place."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--out {out} is a file, or lies in one; give a folder") from None
-    return out

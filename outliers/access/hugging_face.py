@@ -4,6 +4,7 @@ Two layouts cover the supported architectures: GPT-2's, whose matrices are (inpu
 and LLaMA's, which Mistral, Qwen2 and Qwen3 share. `transformers` is imported inside functions: it is an extra.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from outliers.access.decoder import AttentionFunction, Decoder, Layer, Place, Si
 from outliers.access.vocabulary import HuggingFace
 
 WATCHED = "sinkless_watched"  # the name under which attention is registered while it is watched
+WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -39,6 +41,7 @@ def open_hugging_face(name: str, dtype: torch.dtype) -> Decoder:
     if local.exists() or name.startswith(("/", ".", "~")):
         if not (local / "config.json").is_file():
             raise InputError(f"{label} is not a model: there is no {local / 'config.json'}")
+        _check_files(label, local)
         name = str(local)
     with _quiet(transformers):
         config = _loaded(label, transformers.AutoConfig.from_pretrained, name)
@@ -49,14 +52,23 @@ def open_hugging_face(name: str, dtype: torch.dtype) -> Decoder:
             name,
             config=config,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported
             attn_implementation="sdpa",
         )
         tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
         if missing := sorted(set(report["missing_keys"]) - tied):
             raise InputError(f"{label}: {len(missing)} weights are missing, such as {missing[0]}")
+        if wrong := sorted(report["mismatched_keys"]):
+            key, there, wanted = wrong[0]
+            raise InputError(
+                f"{label}: {len(wrong)} weights do not have the shape that config.json asks for, such as {key}: "
+                f"{tuple(there)} in place of {tuple(wanted)}"
+            )
         vocabulary = None
         if not local.is_dir() or any((local / file).is_file() for file in TOKENIZER_FILES):
-            vocabulary = HuggingFace(_loaded(label, transformers.AutoTokenizer.from_pretrained, name))
+            vocabulary = HuggingFace(
+                _loaded(f"the tokenizer of {label}", transformers.AutoTokenizer.from_pretrained, name)
+            )
     return decoder_of(model.to(dtype), label, vocabulary=vocabulary)
 
 
@@ -68,20 +80,48 @@ def _loaded(label: str, load: Callable[..., Any], name: str, **options: Any) -> 
         return load(name, **options)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
+        if isinstance(error, KeyError):  # its text is a key alone
+            reason = f"a file of it is damaged (KeyError {reason})"
         raise InputError(f"{label} cannot be loaded: {reason}") from None
+
+
+def _check_files(label: str, folder: Path) -> None:
+    """InputError where one of the folder's safetensors is damaged or missing: transformers does not say which."""
+    from safetensors import SafetensorError, safe_open
+
+    files, index = {WEIGHTS}, folder / f"{WEIGHTS}.index.json"
+    if not (folder / WEIGHTS).is_file():
+        if not index.is_file():
+            return  # .bin, or nothing
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise InputError(f"{label}: {index.name} is damaged: it does not map weights to files") from None
+    for name in sorted(files):
+        if not (folder / name).is_file():
+            raise InputError(f"{label}: {name} is missing, which {index.name} names")
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise InputError(f"{label}: {name} is truncated or damaged ({error})") from None
 
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """No advice and no bars on loading: what matters is raised."""
+    """No advice, no retries told one by one and no bars on loading: what matters is raised."""
+    from huggingface_hub import logging as of_hub
+
     logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, hub_level, bars = logging.get_verbosity(), of_hub.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    of_hub.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        of_hub.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()
 
@@ -129,12 +169,6 @@ def decoder_of(model: Any, name: str, vocabulary: HuggingFace | None = None) -> 
         attend=lambda function: _attending(config, function),
         vocabulary=vocabulary,
     )
-
-
-def _mlp_width(config: Any) -> int:
-    if config.model_type == "gpt2":
-        return config.n_inner or 4 * config.hidden_size
-    return config.intermediate_size
 
 
 def _gpt2_layer(block: Any, sizes: Sizes) -> Layer:

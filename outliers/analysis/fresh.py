@@ -7,13 +7,19 @@ from outliers.access import Decoder
 from outliers.access.hugging_face import decoder_of as of_hugging_face
 from outliers.access.ours import decoder_of as of_ours
 
+SEED = 0  # of Hugging Face's models, which do not tell theirs
 
-def fresh(decoder: Decoder, seed: int = 0) -> Decoder:
-    """A decoder of the same architecture, dtype and vocabulary with initial weights; the global generator is kept."""
+
+def fresh(decoder: Decoder) -> Decoder:
+    """A decoder of the same architecture and dtype with initial weights; the global generator is kept.
+
+    A network of ours gets those that it was trained from, another those of its own initialisation.
+    """
     module = decoder.module
     if isinstance(module, GPT):
-        return of_ours(GPT(module.config, module.spec, seed=seed).to(decoder.dtype), f"{decoder.name} at its start")
+        gpt = GPT(module.config, module.spec, seed=module.seed)
+        return of_ours(gpt.to(decoder.dtype), f"{decoder.name} at its start")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(SEED)
         model = type(module)(module.config)
     return of_hugging_face(model.to(decoder.dtype), f"{decoder.name} at its start")

@@ -85,7 +85,8 @@ def test_what_it_cannot_take_is_one_line(folder, tmp_path, capsys):
         ([f"hf:{folder}", "--out", str(tmp_path / "out")], "has no tokenizer, so it reads no text"),
         ([f"hf:{folder}", *random, "--sequences", "0"], "0 sequences: give at least 1"),
         ([f"hf:{folder}", *random, "--tau", "0"], "--tau 0: give a number above 1"),
-        ([f"hf:{folder}", "--text", "random", "--out", str(tmp_path / "file")], "is a file; give a folder"),
+        ([f"hf:{folder}", "--text", "random", "--out", str(tmp_path / "file")], "is a file, or lies in one"),
+        ([f"hf:{folder}", "--text", "random", "--out", str(tmp_path / "file" / "in")], "is a file, or lies in one"),
         ([f"hf:{folder}"], "required: --out"),
     ):
         assert train.main(["analyze", *argv]) == 2

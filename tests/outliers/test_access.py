@@ -1,6 +1,7 @@
 """Any decoder through one interface: ours and every supported architecture of transformers agree on what a site is."""
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from errors import InputError
 from models import GPT, GPTConfig
 from models.huggingface import gpt2_state
 from outliers.access import SITES, Decoder, open_decoder
+from outliers.access.hugging_face import _quiet
 from outliers.access.hugging_face import decoder_of as of_hugging_face
 from outliers.access.ours import decoder_of as of_ours
 
@@ -215,11 +217,20 @@ def test_a_prefix_token_and_an_attention_without_parts():
     assert attended[0][0].shape[2] == 25
 
 
-def saved(folder: Path, model: Any, **changes: Any) -> str:
-    model.save_pretrained(folder)
+def saved(folder: Path, model: Any, size: str = "1GB", **changes: Any) -> str:
+    model.save_pretrained(folder, max_shard_size=size)
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
     return f"hf:{folder}"
+
+
+def test_retries_of_the_hub_are_not_told_one_by_one():
+    hub, theirs = logging.getLogger("huggingface_hub.utils._http"), logging.getLogger("transformers")
+    before = [hub.getEffectiveLevel(), theirs.getEffectiveLevel()]
+    with _quiet(transformers):
+        assert not hub.isEnabledFor(logging.WARNING)
+        assert not theirs.isEnabledFor(logging.WARNING)
+    assert [hub.getEffectiveLevel(), theirs.getEffectiveLevel()] == before
 
 
 def test_bad_models_are_one_line(tmp_path, monkeypatch):
@@ -233,6 +244,14 @@ def test_bad_models_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "half" / "model.safetensors").write_bytes((tmp_path / "half" / "model.safetensors").read_bytes()[:-9])
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "config.json").write_text((tmp_path / "half" / "config.json").read_text())
+    sharded, cut = (saved(tmp_path / name, llama, size="20KB") for name in ("sharded", "cut"))
+    first, second, *_ = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
+    (tmp_path / "sharded" / second).unlink()
+    (tmp_path / "cut" / first).write_bytes((tmp_path / "cut" / first).read_bytes()[:-9])
+    index = saved(tmp_path / "index", llama, size="20KB")
+    (tmp_path / "index" / "model.safetensors.index.json").write_text('{"weight_map": ')
+    tokenizer = saved(tmp_path / "tokenizer", llama)
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     with torch.no_grad():
         llama.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
     cases = {
@@ -241,9 +260,14 @@ def test_bad_models_are_one_line(tmp_path, monkeypatch):
         str(tmp_path / "notes.txt"): "is not a model: a file of one ends in .ckpt or .safetensors",
         "hf:": "hf: needs a name or a folder",
         f"hf:{tmp_path / 'empty'}": "is not a model: there is no",
-        half: "cannot be loaded",
+        half: "model.safetensors is truncated or damaged",
+        sharded: f"{second} is missing, which model.safetensors.index.json names",
+        cut: f"{first} is truncated or damaged",
+        index: "model.safetensors.index.json is damaged",
+        tokenizer: f"the tokenizer of {tokenizer} cannot be loaded: a file of it is damaged",
         f"hf:{tmp_path / 'none'}": "cannot be loaded",
         saved(tmp_path / "deeper", random_model("llama"), num_hidden_layers=3): "weights are missing, such as",
+        saved(tmp_path / "wider", random_model("llama"), intermediate_size=64): "weights do not have the shape that",
         saved(tmp_path / "bert", bert): "is a bert (BertForMaskedLM), which is not supported; supported are gpt2",
         saved(tmp_path / "odd", llama, model_type="gizmo"): "cannot be loaded",
         saved(tmp_path / "nan", llama): "the weights of model.layers.1.mlp.up_proj.weight hold NaN or inf",

@@ -1,18 +1,23 @@
 """A run, its checkpoint and its weights file open as the network that was trained, with its tokenizer and its text."""
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_run import CONTEXT, tiny_run
 
 from errors import InputError
 from outliers.access import open_decoder, sequences
+from outliers.analysis.fresh import fresh
+from outliers.analysis.survey import Survey
+from outliers.analysis.token_kinds import kinds
 
 
 @pytest.fixture(scope="module")
 def run(text, tmp_path_factory):
     """The directory of a real run of three steps on bytes, as `fit` leaves it, and the weights that it ended with."""
     folder = tmp_path_factory.mktemp("run") / "softmax"
-    made = tiny_run(folder, text, steps=3, weights=3, checkpoints=3).fit()
+    made = tiny_run(folder, text, steps=3, weights=3, checkpoints=3, outliers=3, seed=7).fit()
     options = {"source": str(text), "tokenizer": "bytes", "folder": str(folder.parent / "data"), "batch_size": 4}
     (folder / "config.yaml").write_text("data:\n" + "".join(f"  {key}: {value}\n" for key, value in options.items()))
     return folder, made
@@ -30,6 +35,23 @@ def test_run_checkpoint_and_weights_open_as_the_trained_network(run):
         torch.testing.assert_close(decoder.nats(tokens).float(), expected.detach())
     wide = open_decoder(str(folder), "float64")
     assert wide.dtype == torch.float64
+
+
+def test_the_initial_weights_of_an_analysis_are_those_that_the_run_began_with(run):
+    """The null of initial weights, on the probe's tokens, is the run's probe of step 0, bit for bit."""
+    folder, made = run
+    tokens = made.data.probe_tokens(2)
+    names = ("metric", "site", "layer", "head", "statistic")
+    rows = pq.read_table(folder / "probes" / "step=000000.parquet").to_pylist()
+    probed = [row for row in rows if row["inputs"] == "probe"]
+    assert len(probed) > 200
+    for path in (folder, folder / "checkpoints" / "weights-step=000003.safetensors"):
+        start = fresh(open_decoder(str(path)))
+        found = Survey(start, *kinds(start, tokens), single=False).run(tokens).table().to_pylist()
+        plain = [row for row in found if row["channel"] == row["position"] == -1 and not row["kind"]]
+        values = {tuple(row[name] for name in names): row["value"] for row in plain}
+        for row in probed:
+            np.testing.assert_equal(values[tuple(row[name] for name in names)], row["value"], err_msg=str(row))
 
 
 def test_text_is_cut_behind_bos_and_the_validation_set_is_the_runs(run, tmp_path):
