@@ -4,8 +4,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from experiments.drawing.spikes import share
 
 TICKS = 7
+PLAIN = mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def indices(axis: Axis, count: int) -> None:
@@ -21,9 +26,19 @@ def over_layers(axes: Axes, count: int) -> None:
 
 
 def logarithmic(axes: Axes) -> None:
-    """A logarithmic height with plain numbers; between powers of ten only where there is no room for two of them."""
+    """A logarithmic height with plain numbers, and so many between the powers of ten that some are always there."""
     axes.set_yscale("log")
-    plain = mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(plain if high < 10 * low else mpl.ticker.NullFormatter())
+    named = "123456789" if high < 5 * low else "25" if high < 500 * low else ""
+    between = mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else "")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(between)
+
+
+def colours(figure: Figure, image: AxesImage, box: tuple[float, float, float, float]) -> Axes:
+    """The scale of an image's colours, in a box in inches."""
+    bar = figure.add_axes(share(figure, box))
+    figure.colorbar(image, cax=bar)
+    bar.tick_params(labelsize=7)
+    bar.grid(False)
+    return bar

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 
-from experiments.analyze.axes import indices, logarithmic, over_layers
+from experiments.analyze.axes import colours, indices, logarithmic, over_layers
 from experiments.analyze.selection import by_layer, grid, select
 from experiments.drawing.canvas import STYLE, Picture, canvas, render
 from experiments.drawing.spikes import share
@@ -65,14 +65,15 @@ def lines_picture(
         axes = figure.add_axes((0.15, 0.14, 0.81, 0.62))
         for (label, values), colour in zip(lines.items(), COLOURS, strict=False):
             axes.plot(np.arange(len(values)), values, color=colour, marker="o", markersize=3, label=label)
-        for (label, values), dash in zip(nulls.items(), ((0, (5, 2)), (0, (1, 1.5))), strict=False):
-            mark = "_" if len(values) == 1 else ""  # one point draws no line
+        marks = "x+" if len(next(iter(lines.values()))) == 1 else ("", "")  # one point draws no line
+        for (label, values), dash, mark in zip(nulls.items(), ((0, (5, 2)), (0, (1, 1.5))), marks, strict=False):
             axes.plot(np.arange(len(values)), values, color="#777777", linestyle=dash, marker=mark, label=label)
         logarithmic(axes)
         over_layers(axes, max(map(len, lines.values())))
         axes.set_ylabel(unit)
         figure.suptitle(title, x=0.02, ha="left", y=0.985, fontsize=10)
-        figure.legend(loc="upper left", bbox_to_anchor=(0.01, 0.93), ncols=3, fontsize=7.5, columnspacing=1.0)
+        columns = 4 if len(lines) + len(nulls) == 4 else 3
+        figure.legend(loc="upper left", bbox_to_anchor=(0.01, 0.93), ncols=columns, fontsize=7.5, columnspacing=1.0)
     return Picture(name, title, "", render(figure))
 
 
@@ -88,7 +89,7 @@ def keys_picture(received: np.ndarray) -> Picture:
         axes.set(xlabel="key", ylabel="layer")
         indices(axes.yaxis, len(shown))
         axes.grid(False)
-        figure.colorbar(image, cax=figure.add_axes(share(figure, (wide - 0.85, 0.5, 0.12, tall - 0.8))))
+        colours(figure, image, (wide - 0.85, 0.5, 0.12, tall - 0.8))
     caption = (
         f"Σ over queries of the head-averaged weight, over T: the first {shown.shape[1]} keys. 2502.06415 calls a key "
         "an outlier from 0.1."
@@ -117,6 +118,5 @@ def heads_picture(table: pa.Table) -> Picture:
             axes.grid(False)
             indices(axes.xaxis, H)
             indices(axes.yaxis, L)
-            bar = figure.add_axes(share(figure, (column * wide + wide - 0.62, box[1], 0.1, box[3])))
-            figure.colorbar(image, cax=bar).ax.tick_params(labelsize=7)
+            colours(figure, image, (column * wide + wide - 0.62, box[1], 0.1, box[3]))
     return Picture("heads", "Sinks by layer and head", "Means over sequences.", render(figure), wide=True)

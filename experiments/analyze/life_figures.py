@@ -4,7 +4,7 @@ import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 
-from experiments.analyze.axes import indices, logarithmic, over_layers
+from experiments.analyze.axes import PLAIN, colours, indices, logarithmic, over_layers
 from experiments.analyze.layer_figures import COLOURS
 from experiments.analyze.selection import by_layer, grid, select
 from experiments.drawing.canvas import STYLE, Picture, canvas, render
@@ -56,9 +56,7 @@ def operators_picture(table: pa.Table) -> Picture:
         axes.set_xlabel("layer")
         indices(axes.xaxis, ratio.shape[1])
         axes.grid(False)
-        bar = figure.add_axes(share(figure, (wide - 0.95, 0.55, 0.13, tall - 0.75)))
-        figure.colorbar(image, cax=bar).ax.tick_params(labelsize=7)
-        logarithmic(bar)
+        logarithmic(colours(figure, image, (wide - 0.95, 0.55, 0.13, tall - 0.75)))
     caption = (
         "Largest |x| of the followed token over the median of the other tokens' largest, mean over sequences: where it "
         "first grows the outlier emerges."
@@ -84,6 +82,7 @@ def channel_picture(table: pa.Table) -> Picture:
                 label=site.replace("_", " "),
             )
         axes.set_yscale("symlog", linthresh=1.0)
+        axes.yaxis.set_major_formatter(PLAIN)
         axes.set_ylabel("value, mean over sequences")
         over_layers(axes, len(values))
         figure.suptitle("The followed channel at the followed token", x=0.02, ha="left", y=0.985, fontsize=10)
@@ -103,7 +102,7 @@ def spread_picture(spread: dict[str, np.ndarray]) -> Picture:
             row, column = divmod(i, columns)
             box = (column * wide + 0.6, (lines - 1 - row) * tall + 0.5, wide - 0.8, tall - 0.85)
             axes = figure.add_axes(share(figure, box))
-            axes.plot(np.arange(len(values)), values, color=COLOURS[0], marker="o", markersize=3)
+            axes.plot(np.arange(len(values)), values, color=COLOURS[0], marker="o", markersize=3, clip_on=False)
             axes.set_title(SPREAD[metric], fontsize=8.5)
             over_layers(axes, len(values))
             if metric == "spread_probability":

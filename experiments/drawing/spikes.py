@@ -5,8 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-Names = tuple[str, str, str]
+Names = tuple[str, str]
 
 
 def share(figure: Figure, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -15,10 +16,8 @@ def share(figure: Figure, box: tuple[float, float, float, float]) -> tuple[float
     return box[0] / wide, box[1] / tall, box[2] / wide, box[3] / tall
 
 
-def spikes(
-    axes: Axes, magnitudes: np.ndarray, colour: str, top: float, names: Names = ("channel", "token", "|h|")
-) -> None:
-    """Magnitudes (lines, columns) as one sheet a line, up to `top`. names: of the columns, the lines and the height."""
+def spikes(axes: Axes, magnitudes: np.ndarray, colour: str, top: float, names: Names = ("channel", "token")) -> None:
+    """Magnitudes (lines, columns) as one sheet a line, up to `top`. names: of the columns and of the lines."""
     lines, columns = magnitudes.shape
     # A sheet a line: those in front hide those behind, as lines alone would not.
     sheets = [[(0, 0), *enumerate(line), (columns - 1, 0)] for line in magnitudes]
@@ -28,8 +27,9 @@ def spikes(
     axes.set_zlim(0, top * 1.02)
     axes.set_xlabel(names[0], labelpad=-4)
     axes.set_ylabel(names[1], labelpad=-4)
-    axes.set_zlabel(names[2], labelpad=-7)
     axes.tick_params(pad=-2, labelsize=7)
+    axes.tick_params(axis="z", pad=1)
+    axes.zaxis.set_major_locator(MaxNLocator(4))
     axes.view_init(elev=22, azim=-58)
     axes.set_box_aspect((1, 1, 0.72), zoom=0.9)
 
