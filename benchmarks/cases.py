@@ -1,9 +1,13 @@
-"""The inputs and variants that the kernels' benchmarks go over, on any device, by the mechanisms' names.
+"""What a call of benchmarks/gpu.py is, and the inputs and variants that the kernels' benchmarks go over, by the
+mechanisms' names.
 
 Shapes: B batch, H query heads, T length, D head size.
 """
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +29,39 @@ from kernels import (
 # A stage of benchmarks/gpu.py is jobs, and each gives the cells of a row by name.
 Row = dict[str, object]
 Job = tuple[str, Callable[[], Row]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of benchmarks/gpu.py.
+
+    device: cuda, or cpu for a rehearsal. out: where its rows and files go. deadline: the time of `clock`, in seconds,
+    from which nothing new is begun.
+    """
+
+    device: str
+    out: Path
+    deadline: float
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - self.clock()
+
+    @property
+    def over(self) -> bool:
+        """Whether the time of this call has passed."""
+        return self.left < 0
+
+
+class Unfinished(Exception):  # noqa: N818 - no error: the next call goes on
+    """A job has stopped because the call's time is over, with what it has done on the disk."""
+
+
+class Refused(Exception):  # noqa: N818 - no row says so: the same call may succeed later
+    """A stage cannot go on with what it finds on the disk: one line on what is wrong."""
+
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

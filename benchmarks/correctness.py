@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from benchmarks.cases import DTYPES, Job, Row, inputs, learned, variants
+from benchmarks.cases import DTYPES, Call, Job, Row, inputs, learned, variants
 from kernels import Parts, Sigmoid, SinkLogits, SinkSlots, backends
 
 FLOAT32 = torch.finfo(torch.float32).eps
@@ -56,9 +56,9 @@ SITUATIONS = {
 }
 
 
-def correctness(device: str) -> Iterator[Job]:
+def correctness(call: Call) -> Iterator[Job]:
     """Every variant in every situation at head size 64; at the others as a whole and packed."""
-    on_gpu = device == "cuda"
+    device, on_gpu = call.device, call.device == "cuda"
     length, batch, heads = (1000, 2, 8) if on_gpu else (40, 1, 2)
     sizes = (64, 128, 80) if on_gpu else (16,)
     for dtype in ("bfloat16", "float16", "float32") if on_gpu else ("float32",):

@@ -11,6 +11,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import floors
-from benchmarks.cases import Job, Row
+from benchmarks.cases import Call, Job, Row
 from benchmarks.models import step_of
 from benchmarks.timing import synchronise
 from models import GPT, GPTConfig
@@ -51,8 +52,9 @@ def setting(device: str) -> Setting:
     return Setting(GPTConfig(vocab_size=512, context=32, layers=1, heads=1, width=16), 2, 20)
 
 
-def train(device: str) -> Iterator[Job]:
+def train(call: Call) -> Iterator[Job]:
     """Softmax and `fit` first, then every mechanism, on the back end that is chosen by itself and on ours."""
+    device = call.device
     jobs = {
         f"{name}/{backend}": lambda name=name, backend=backend: _mechanism(name, backend, device)
         for name in examples()
@@ -98,6 +100,18 @@ def _mechanism(name: str, backend: str, device: str) -> Row:
     }
 
 
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Float32 products on the tensor cores, and as they were on leaving: what is measured next has its own precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@_tf32()
 def bare_loop(name: str, backend: str, device: str) -> tuple[float, float, float, int]:
     """Train in a plain loop: tokens/s (median of windows, the first quarter left out), loss before and after,
     parameters."""
@@ -105,7 +119,6 @@ def bare_loop(name: str, backend: str, device: str) -> tuple[float, float, float
     from training.loss import nats, nats_to_compile
 
     chosen, on_gpu = setting(device), device == "cuda"
-    torch.set_float32_matmul_precision("high")
     torch._dynamo.reset()  # all models share the code of a block: past its limit of graphs one would run eagerly
     gpt = GPT(chosen.network, examples()[name], backend=backend).to(device)
     if on_gpu:

@@ -1,8 +1,9 @@
-"""The checks that need a GPU, called by `benchmarks/gpu.sh STAGE`: correctness, determinism, speed, statistics, train.
+"""The checks that need a GPU, called by `benchmarks/gpu.sh STAGE`: correctness, determinism, speed, statistics, train,
+outliers.
 
 Each row is one measurement and is on the disk before the next one starts; a stage that is called again skips the rows
 that are there. A call stops by itself before 9 minutes are over, with exit code 3 if rows are still missing, and 1 if a
-row says that something is wrong.
+row says that something is wrong. A row that failed is not tried again unless its line is deleted.
 """
 
 import argparse
@@ -20,15 +21,16 @@ from torch import Tensor
 
 import kernels
 from benchmarks import attention, floors, gpt2
-from benchmarks.cases import Job, Row, inputs, learned, variants
+from benchmarks.cases import Call, Job, Refused, Row, Unfinished, inputs, learned, variants
 from benchmarks.correctness import correctness
 from benchmarks.timing import machine, synchronise
 
 SECONDS = 500.0
 
 
-def determinism(device: str) -> Iterator[Job]:
+def determinism(call: Call) -> Iterator[Job]:
     """The same bits twice, forward and backward."""
+    device = call.device
     length, size, heads = (4096, 64, 8) if device == "cuda" else (40, 16, 2)
     kind = torch.bfloat16 if device == "cuda" else torch.float32
 
@@ -47,8 +49,9 @@ def determinism(device: str) -> Iterator[Job]:
         yield f"{name}/triton/T{length}", lambda name=name: twice(name)
 
 
-def speed(device: str) -> Iterator[Job]:
+def speed(call: Call) -> Iterator[Job]:
     """Forward, and forward with backward, of ours and the peers: milliseconds, TFLOP/s, and the floor."""
+    device = call.device
     for size in (64, 128):
         for length in (1024, 4096, 16384) if device == "cuda" else (64,):
             batch, heads = (max(1, 16384 // length), 1024 // size) if device == "cuda" else (1, 2)
@@ -71,8 +74,9 @@ def _speed(one: attention.Candidate, shape: attention.Shape) -> Row:
     }
 
 
-def statistics(device: str) -> Iterator[Job]:
+def statistics(call: Call) -> Iterator[Job]:
     """The statistics in the kernel: their time beside the forward's, and their agreement with the blockwise ones."""
+    device = call.device
     for length in (1024, 4096, 16384) if device == "cuda" else (40,):
         for name in ("softmax", "sink_key_value", "context_scaling", "sigmoid", "softpick", "clipped_softmax"):
             yield f"{name}/T{length}", lambda name=name, length=length: _statistics(name, length, device)
@@ -100,6 +104,13 @@ def _statistics(name: str, length: int, device: str) -> Row:
     return {**found, "result": "ok" if worst < 1e-3 else "WRONG", "difference": f"{worst:.1e}"}
 
 
+def outliers(call: Call) -> Iterator[Job]:
+    """GPT-2 124M with each mechanism of 2502.06415 until sinks form, and what compression costs it."""
+    from benchmarks import gpt2_sinks  # Lightning: the kernels' stages do without it
+
+    return gpt2_sinks.outliers(call)
+
+
 def _milliseconds(call: Callable[[], object], device: str, repeats: int = 20) -> float:
     """The median of single calls after a warm-up."""
     for _ in range(3):
@@ -123,41 +134,48 @@ def _alive(device: str) -> bool:
         return False
 
 
-STAGES = {
+STAGES: dict[str, Callable[[Call], Iterator[Job]]] = {
     "correctness": correctness,
     "determinism": determinism,
     "speed": speed,
     "statistics": statistics,
     "train": gpt2.train,
+    "outliers": outliers,
 }
 
 
-def run(stage: str, out: Path, device: str, deadline: float) -> tuple[int, int, int]:
-    """Measure the rows of a stage that `out`/stage.csv lacks. Returns the rows done, missing and wrong."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{stage}.csv"
-    known: dict[str, list[str]] = {}
-    if path.exists():
-        with open(path, newline="") as file:
-            known = {row[0]: row[1:] for row in csv.reader(file) if row}
+def run(stage: str, call: Call) -> tuple[int, int, int]:
+    """Measure the rows of a stage that its file lacks. Returns the rows done, missing and wrong.
+
+    Refused: the stage cannot go on with what it finds on the disk; no row is written for it.
+    """
+    call.out.mkdir(parents=True, exist_ok=True)
+    path = call.out / f"{stage}.csv"
+    known = _read(path)
     done = missing = 0
-    jobs = list(STAGES[stage](device))
+    jobs = list(STAGES[stage](call))
     for key, job in jobs:
         if key in known:
             done += 1
             continue
-        if time.monotonic() > deadline:
+        if call.over:
             missing += 1
             continue
         lost = False
         try:
             row = job()
+        except Unfinished as reason:
+            print(f"{key}: {reason}", flush=True)
+            missing += 1
+            continue
+        except Refused:
+            raise
         except torch.OutOfMemoryError:
             row = {"result": "out of memory"}
         except Exception as error:  # a row of its own, so that one failing launch does not end a stage for ever
             reason = (str(error).splitlines() or [""])[0][:200]
             row = {"result": "failed", "reason": f"{type(error).__name__}: {reason}"}
-            lost = not _alive(device)
+            lost = not _alive(call.device)
         cells = [key, *(f"{name}={value}" for name, value in row.items())]
         with open(path, "a", newline="") as file:
             csv.writer(file).writerow(cells)
@@ -170,9 +188,31 @@ def run(stage: str, out: Path, device: str, deadline: float) -> tuple[int, int, 
             raise SystemExit("error: the device does not answer any more after this row; call the stage again")
     ours = [key for key, _ in jobs if "SDPA" not in key and "Flex" not in key]
     wrong = sum(not {"result=WRONG", "result=failed"}.isdisjoint(known.get(key, ())) for key in ours)
-    if stage == "train":
-        print("\n".join(gpt2.bars({key: dict(cell.split("=", 1) for cell in row) for key, row in known.items()})))
+    for line in _summary(stage, {key: dict(cell.split("=", 1) for cell in row) for key, row in known.items()}):
+        print(line)
     return done, missing, wrong
+
+
+def _summary(stage: str, rows: dict[str, dict[str, str]]) -> list[str]:
+    """What a stage says of all its rows."""
+    if stage == "train":
+        return gpt2.bars(rows)
+    if stage == "outliers":
+        from benchmarks import gpt2_sinks
+
+        return gpt2_sinks.summary(rows)
+    return []
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    """The rows of a stage by their keys; a last one without its end, which a killed call was writing, is cut off."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        path.write_bytes(content[: content.rfind(b"\n") + 1])
+    with open(path, newline="") as file:
+        return {row[0]: row[1:] for row in csv.reader(file) if row}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,11 +227,15 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     import triton
 
-    deadline = time.monotonic() + SECONDS
+    call = Call(options.device, options.out, time.monotonic() + SECONDS)
     print(f"{machine()}, triton {triton.__version__}", flush=True)
     code = 0
     for stage in STAGES if options.stage == "all" else [options.stage]:
-        done, missing, wrong = run(stage, options.out, options.device, deadline)
+        try:
+            done, missing, wrong = run(stage, call)
+        except Refused as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         print(f"{stage}: {done} rows in {options.out / stage}.csv, {missing} missing, {wrong} wrong", flush=True)
         code = 1 if wrong else code or (3 if missing else 0)
     return code

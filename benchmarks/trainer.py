@@ -1,6 +1,7 @@
 """`fit` without its command line: the Trainer, the module, the data and the callbacks that act at every step.
 
-What benchmarks/gpu.py measures of the Trainer: its speed, and whether the host waits for the device.
+What benchmarks/gpu.py measures of the Trainer: its speed, and whether the host waits for the device; and what ends a
+longer training when the time of a call is over.
 """
 
 import warnings
@@ -12,12 +13,27 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks.cases import Call
 from benchmarks.gpt2 import WINDOW, Setting
 from training import loggers
+from training.assembly import FIXED
 from training.callbacks.metrics import TrainingMetrics
 from training.callbacks.signals import Stop
+from training.callbacks.steps import StepCallback
 from training.data_module import CorpusData
 from training.module import LanguageModel
+
+
+class Deadline(StepCallback):
+    """Stops the training after the step at which the call's time is over; what was trained is saved then."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def on_step_end(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        """Look at the clock."""
+        if self.call.over:
+            trainer.should_stop = True
 
 
 class Watch(Callback):
@@ -64,18 +80,15 @@ def fit(chosen: Setting, device: str, folder: Path) -> list[str]:
         devices=1,
         precision="bf16-mixed" if on_gpu else "32-true",
         max_steps=chosen.steps,
-        max_epochs=-1,
         log_every_n_steps=WINDOW,
         gradient_clip_val=1.0,
         logger=loggers.build([], folder),
         callbacks=[Watch(), TrainingMetrics(), Stop(None)],
         default_root_dir=folder,
         limit_val_batches=0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **FIXED,
     )
     with waits() as found:
         trainer.fit(module, data)

@@ -4,21 +4,54 @@ The checks read shapes, dtypes and devices only: they cost no synchronisation an
 """
 
 import math
+from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
-from .parts import Clipped, Elastic, ElementGate, Parts, RowGate, SinkLogits, SinkSlots, Softmax
+from .parts import (
+    AddedVector,
+    Clipped,
+    Elastic,
+    ElementGate,
+    Parts,
+    RowGate,
+    Score,
+    Sigmoid,
+    SinkLogits,
+    SinkSlots,
+    Softmax,
+)
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+KINDS: dict[str, tuple[type, ...]] = {
+    "score": get_args(Score),
+    "sinks": (SinkLogits, SinkSlots, type(None)),
+    "gate": (RowGate, ElementGate, type(None)),
+    "added": (AddedVector, type(None)),
+}
 
 
-def check(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor | None, parts: Parts, first_key_BT: Tensor | None) -> None:
+def check(
+    q_BHTD: Tensor,
+    k_BGSD: Tensor,
+    v_BGSD: Tensor | None,
+    parts: Parts,
+    first_key_BT: Tensor | None,
+    scale: float | None,
+) -> None:
     """Raise ValueError unless the tensors fit each other and the variant; v may be absent (statistics)."""
+    if scale is not None and not 0 < scale < math.inf:  # the vendor's operators give NaN for a negative one
+        raise ValueError(f"scale must be positive and finite, not {scale}")
     for name, x in (("q", q_BHTD), ("k", k_BGSD), ("v", v_BGSD)):
         if x is None:
             continue
         if x.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions (batch, heads, length, head size), not {tuple(x.shape)}")
-        if not x.is_floating_point() or x.dtype != q_BHTD.dtype:
-            raise ValueError(f"q, k and v must share one floating-point dtype: q {q_BHTD.dtype}, {name} {x.dtype}")
+        if x.dtype not in DTYPES:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, DTYPES))}, not {x.dtype}")
+        if x.dtype != q_BHTD.dtype:
+            raise ValueError(f"q, k and v must share one dtype: q {q_BHTD.dtype}, {name} {x.dtype}")
         if x.device != q_BHTD.device:
             raise ValueError(f"q, k and v must be on one device: q on {q_BHTD.device}, {name} on {x.device}")
     B, H, T, D = q_BHTD.shape
@@ -36,7 +69,7 @@ def check(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor | None, parts: Parts, f
     if first_key_BT is not None:
         if first_key_BT.shape != (B, T):
             raise ValueError(f"first_key_BT must have shape {(B, T)}, not {tuple(first_key_BT.shape)}")
-        if first_key_BT.is_floating_point() or first_key_BT.is_complex():
+        if first_key_BT.is_floating_point() or first_key_BT.is_complex() or first_key_BT.dtype == torch.bool:
             raise ValueError(f"first_key_BT must hold integers, not {first_key_BT.dtype}")
     _check_parts(parts, B, H, T, D)
     for name, x in [*tensors(parts), ("first_key_BT", first_key_BT)]:
@@ -45,7 +78,10 @@ def check(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor | None, parts: Parts, f
 
 
 def _check_parts(parts: Parts, B: int, H: int, T: int, D: int) -> None:
+    _kind("parts", parts, (Parts,))
     score, sinks, gate, added = parts.score, parts.sinks, parts.gate, parts.added
+    for part, kinds in KINDS.items():
+        _kind(part, getattr(parts, part), kinds)
     if not isinstance(score, Softmax):
         family = type(score).__name__.lower()
         if sinks is not None:
@@ -54,6 +90,8 @@ def _check_parts(parts: Parts, B: int, H: int, T: int, D: int) -> None:
             raise ValueError(f"{family} scores take no added vector with a key: only softmax scores do")
     if isinstance(score, Softmax) and score.softcap is not None and not 0 < score.softcap < math.inf:
         raise ValueError(f"score.softcap must be positive and finite, not {score.softcap}")
+    if isinstance(score, Sigmoid) and not math.isfinite(score.bias):
+        raise ValueError(f"score.bias must be finite, not {score.bias}")
     if isinstance(score, Clipped):
         if not -math.inf < score.gamma <= 0:
             raise ValueError(f"score.gamma must be finite and at most 0, not {score.gamma}")
@@ -72,12 +110,20 @@ def _check_parts(parts: Parts, B: int, H: int, T: int, D: int) -> None:
         _shape("gate.logits of a RowGate", gate.logits, [(B, H, T)])
     if isinstance(gate, ElementGate):
         _shape("gate.logits of an ElementGate", gate.logits, [(B, H, T, D)])
-    if gate is not None and not gate.span > 0:
-        raise ValueError(f"gate.span must be positive, not {gate.span}")
+    if gate is not None and not 0 < gate.span < math.inf:
+        raise ValueError(f"gate.span must be positive and finite, not {gate.span}")
     if added is not None:
         _shape("added.vector", added.vector, [(H, D)])
         if added.key is not None:
             _shape("added.key", added.key, [(H, D)])
+
+
+def _kind(name: str, value: Any, kinds: tuple[type, ...]) -> None:
+    """A tensor in a part's place would otherwise be passed over: what is no part changes no score."""
+    if not isinstance(value, kinds):
+        allowed = ", ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise ValueError(f"{name} must be one of {allowed}, not {found}")
 
 
 def _shape(name: str, x: Tensor, allowed: list[tuple[int, ...]]) -> None:

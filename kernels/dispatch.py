@@ -27,7 +27,7 @@ def attend(
     the fast back ends y is laid out as (B, T, H, D), so that joining the heads is a view. Under autocast q, k and v
     are cast as torch's own attention casts them; parts stay as they are.
     first_key_BT: integers, never falling along T: row i sees keys first_key_i … i only (packed documents, windows).
-    scale: τ, 1/√D by default. backend: one of BACKENDS. "auto" takes the first of backends.py that can compute the
+    scale: τ > 0, 1/√D by default. backend: one of BACKENDS. "auto" takes the first of backends.py that can compute the
     call; it never builds a T×T matrix. "reference" does: it is the specification.
     A row with no visible key gives 0. Raises ValueError where shapes, dtypes or devices do not fit, and where
     a back end asked for by name cannot compute the call.
@@ -69,7 +69,7 @@ def _attend(
     device = q.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         q, k, v = (x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
-    check(q, k, v, parts, first_key)
+    check(q, k, v, parts, first_key, scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chosen = choose(backend, q, k, parts, first_key)
     if chosen == "vendor":

@@ -83,8 +83,8 @@ def statistics(
     Raises ValueError for shapes and dtypes that `attend` refuses too, and for what a back end cannot compute.
     """
     parts = Parts() if parts is None else parts
+    _check(q_BHTD, k_BGTD, parts, first_key_BT, scale, prefix, block)
     scale = q_BHTD.shape[-1] ** -0.5 if scale is None else scale
-    _check(q_BHTD, k_BGTD, parts, first_key_BT, prefix)
     with without_autocast(q_BHTD.device.type):
         if statistics_backend(backend, q_BHTD, parts, prefix) == "triton":
             from .fused import measure
@@ -93,8 +93,18 @@ def statistics(
         return _statistics(q_BHTD, k_BGTD, parts, first_key_BT, scale, prefix, block)
 
 
-def _check(q_BHTD: Tensor, k_BGTD: Tensor, parts: Parts, first_key_BT: Tensor | None, prefix: int) -> None:
-    check(q_BHTD, k_BGTD, None, parts, first_key_BT)
+def _check(
+    q_BHTD: Tensor,
+    k_BGTD: Tensor,
+    parts: Parts,
+    first_key_BT: Tensor | None,
+    scale: float | None,
+    prefix: int,
+    block: int,
+) -> None:
+    check(q_BHTD, k_BGTD, None, parts, first_key_BT, scale)
+    if block < 1:
+        raise ValueError(f"block must be at least 1, not {block}")
     T = q_BHTD.shape[2]
     if k_BGTD.shape[2] != T:
         raise ValueError(f"statistics needs as many keys as queries, not {k_BGTD.shape[2]} keys and {T} queries")

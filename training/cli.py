@@ -6,7 +6,6 @@ trains in this process; `fit` and `validate` are the commands. All take what fol
 
 import logging
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,8 @@ from models.checkpoints import description, load
 from training.checkpoint_io import AtomicCheckpointIO, recover
 from training.command_line import CommandLine, Plan
 from training.data_module import CorpusData
-from training.launch import TRAIN_PY, code_hash, joined, place, started
+from training.launch import TRAIN_PY, code_hash, joined, started
+from training.quiet import quiet
 from training.ranks import Ranks
 from training.run_directory import RunDirectory, differences, flatten
 
@@ -198,26 +198,3 @@ def _as_command(argv: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Show what sinkless says, once, and not what Lightning says about itself."""
-    ours = logging.getLogger("sinkless")
-    theirs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in (ours, *theirs)]
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    ours.addHandler(handler)
-    here = place()
-    ours.setLevel(logging.INFO if here is None or here.rank == 0 else logging.WARNING)
-    for logger in theirs:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        ours.removeHandler(handler)
-        for logger, level in zip((ours, *theirs), levels, strict=True):
-            logger.setLevel(level)

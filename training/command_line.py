@@ -18,14 +18,11 @@ from errors import InputError
 from models.attention import AttentionShape, build, label, normalise
 from training import loggers
 from training.arguments import default_out, split, with_options
+from training.assembly import FIXED, callbacks
 from training.callbacks.checkpoints import Checkpoints
 from training.callbacks.evaluation import Evaluation
-from training.callbacks.garbage import CollectGarbage
-from training.callbacks.metrics import TrainingMetrics
 from training.callbacks.outlier_probe import OutlierProbe
-from training.callbacks.progress import ShowProgress
 from training.callbacks.signals import Stop
-from training.callbacks.status import StatusFile
 from training.data_module import CorpusData
 from training.launch import cluster_environment
 from training.module import LanguageModel
@@ -36,14 +33,7 @@ from training.run_directory import RunDirectory
 from training.split import Split, accumulation
 from training.strategies import FullySharded, resolve
 
-# Trainer arguments that are no options here: the order of the data, the checkpoints, the cadences and the length of a
-# run have one meaning each, set elsewhere in the configuration, and a second switch could only contradict it.
-FIXED: dict[str, Any] = {
-    "max_epochs": -1,
-    "num_sanity_val_steps": 0,
-    "enable_checkpointing": False,
-    "use_distributed_sampler": False,
-}
+# All Trainer arguments that are no options, for the reason that assembly.py gives.
 ABSENT = {
     *FIXED,
     *("default_root_dir", "logger", "fast_dev_run", "barebones", "min_epochs", "min_steps", "max_time"),
@@ -217,23 +207,13 @@ class CommandLine(LightningCLI):
         seed_everything(self.config.seed_everything, workers=True, verbose=False)
         made = self.parser.instantiate_classes(self.config)
         stop = Stop(plan.stop_after, ranks)
-        callbacks = [
-            *(made.trainer.callbacks or []),
-            CollectGarbage(),
-            TrainingMetrics(),
-            made.evaluation,
-            made.outliers,
-            stop,
-            ShowProgress(),
-            StatusFile(RunDirectory(plan.out)),
-            made.checkpoints,  # last: it saves what the others have done at this step
-        ]
+        ours = callbacks(RunDirectory(plan.out), made.evaluation, made.outliers, stop, made.checkpoints)
         name = f"{label(self.config.model.attention)} seed={self.config.seed_everything}"
         trainer = self._trainer(
             made,
             default_root_dir=plan.out,
             logger=loggers.build(self.config.loggers, plan.out, name) if self.command == "fit" else False,
-            callbacks=callbacks if self.command == "fit" else None,
+            callbacks=[*(made.trainer.callbacks or []), *ours] if self.command == "fit" else None,
         )
         return trainer, made.model, made.data, stop
 

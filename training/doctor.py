@@ -22,10 +22,10 @@ from errors import InputError
 from kernels import Parts
 from kernels.backends import BACKENDS, obstacle
 from training import compilation
-from training.cli import quiet
 from training.command_line import CommandLine, Plan
 from training.launch import TRAIN_PY, code_hash, joined, started
 from training.peaks import PEAKS
+from training.quiet import quiet
 from training.ranks import Ranks
 
 SHORT = ("accelerator", "devices", "num_nodes", "strategy")

@@ -15,6 +15,7 @@ import torch
 
 import kernels
 from benchmarks import correctness, floors, gpt2, gpu
+from benchmarks.cases import Call
 from kernels import backends, measured
 
 
@@ -43,20 +44,20 @@ def test_a_floor_is_the_slower_of_matrix_and_memory_and_never_a_guess() -> None:
 @pytest.mark.parametrize("stage", ["determinism", "statistics"])
 def test_a_stage_writes_each_row_once_and_goes_on(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = gpu.STAGES[stage]
-    monkeypatch.setitem(gpu.STAGES, stage, lambda device: list(every(device))[:2])
-    assert gpu.run(stage, tmp_path, "cpu", deadline=time.monotonic()) == (0, 2, 0)
-    assert gpu.run(stage, tmp_path, "cpu", time.monotonic() + 600) == (2, 0, 0)
+    monkeypatch.setitem(gpu.STAGES, stage, lambda call: list(every(call))[:2])
+    assert gpu.run(stage, Call("cpu", tmp_path, time.monotonic())) == (0, 2, 0)
+    assert gpu.run(stage, Call("cpu", tmp_path, time.monotonic() + 600)) == (2, 0, 0)
     with open(tmp_path / f"{stage}.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert len(rows) == 2
     assert all("result=ok" in row for row in rows)
-    assert gpu.run(stage, tmp_path, "cpu", deadline=0.0) == (2, 0, 0)  # nothing is measured again
+    assert gpu.run(stage, Call("cpu", tmp_path, 0.0)) == (2, 0, 0)  # nothing is measured again
 
 
 def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = ("softmax", "triton", "float32", correctness.SITUATIONS["packed"], 16, 1, 2, 40, "cpu")
-    monkeypatch.setitem(gpu.STAGES, "correctness", lambda device: [("one", lambda: correctness.errors(*case))])
-    assert gpu.run("correctness", tmp_path / "right", "cpu", time.monotonic() + 600) == (1, 0, 0)
+    monkeypatch.setitem(gpu.STAGES, "correctness", lambda call: [("one", lambda: correctness.errors(*case))])
+    assert gpu.run("correctness", Call("cpu", tmp_path / "right", time.monotonic() + 600)) == (1, 0, 0)
     true_attend = kernels.attend
 
     def slightly_off(q, *args, backend, **options):
@@ -64,7 +65,7 @@ def test_a_wrong_kernel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return y * 1.0001 if backend == "triton" else y
 
     monkeypatch.setattr(kernels, "attend", slightly_off)
-    assert gpu.run("correctness", tmp_path / "wrong", "cpu", time.monotonic() + 600) == (1, 0, 1)
+    assert gpu.run("correctness", Call("cpu", tmp_path / "wrong", time.monotonic() + 600)) == (1, 0, 1)
 
 
 def test_one_wrong_row_of_many_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,12 +109,13 @@ def test_a_kernel_that_returns_nan_is_found(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_train_stage_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """A bare loop and the Trainer on the CPU: rows with speeds, losses that fall, and the lines on the bars."""
-    monkeypatch.setitem(gpu.STAGES, "train", lambda device: list(gpt2.train(device))[:2])
-    assert gpu.run("train", tmp_path, "cpu", time.monotonic() + 600) == (2, 0, 0)
+    monkeypatch.setitem(gpu.STAGES, "train", lambda call: list(gpt2.train(call))[:2])
+    assert gpu.run("train", Call("cpu", tmp_path, time.monotonic() + 600)) == (2, 0, 0)
+    assert torch.get_float32_matmul_precision() == "highest"  # as before: other rows compute in full float32
     loop, fit = capsys.readouterr().out.splitlines()[:2]
     assert loop.startswith("softmax/auto  tokens/s=")
     assert "  waits=0  " in fit
-    assert gpu.run("train", tmp_path, "cpu", 0.0) == (2, 0, 0)
+    assert gpu.run("train", Call("cpu", tmp_path, 0.0)) == (2, 0, 0)
     assert "softmax/auto: " in capsys.readouterr().out
 
 

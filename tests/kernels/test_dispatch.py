@@ -19,8 +19,10 @@ def refused(match: str, *args: object, **options: object) -> None:
 def test_bad_tensors() -> None:
     q, k, v = make(Case(), length=10).qkv
     refused("q must have 4 dimensions", q[0], k, v)
-    refused("share one floating-point dtype: q torch.float64, k torch.float32", q, k.float(), v)
-    refused("share one floating-point dtype", q.long(), k.long(), v.long())
+    refused("share one dtype: q torch.float64, k torch.float32", q, k.float(), v)
+    for dtype in (torch.int64, torch.complex64, torch.float8_e4m3fn):
+        tensors = (x.detach().to(dtype) for x in (q, k, v))
+        refused(rf"q must be one of torch.float64, .* torch.float16, not {dtype}", *tensors)
     refused("on one device: q on cpu, v on meta", q, k, v.to("meta"))
     refused("as q is, not", q, k[..., :4], v[..., :4])
     refused("as q is, not", q, k[:1], v[:1])
@@ -30,6 +32,9 @@ def test_bad_tensors() -> None:
     refused("not 4 keys and 10 queries", q, k[:, :, :4], v[:, :, :4])
     refused("first_key_BT must have shape", q, k, v, first_key_BT=torch.zeros(10, dtype=torch.int32))
     refused("must hold integers, not torch.float32", q, k, v, first_key_BT=torch.zeros(2, 10))
+    refused("must hold integers, not torch.bool", q, k, v, first_key_BT=torch.zeros(2, 10, dtype=torch.bool))
+    for scale in (0.0, -0.5, float("nan"), float("inf")):
+        refused(f"scale must be positive and finite, not {scale}", q, k, v, scale=scale)
 
 
 def test_bad_parts() -> None:
@@ -42,13 +47,27 @@ def test_bad_parts() -> None:
     refused("sinks.values must have shape", q, k, v, kernels.Parts(sinks=slots))
     refused("RowGate must have shape", q, k, v, kernels.Parts(gate=kernels.RowGate(zeros(2, 10, 4))))
     refused("ElementGate must have shape", q, k, v, kernels.Parts(gate=kernels.ElementGate(zeros(2, 4, 10))))
-    refused("span must be positive", q, k, v, kernels.Parts(gate=kernels.RowGate(zeros(2, 4, 10), 0.0)))
+    for span in (0.0, float("inf"), float("nan")):
+        gate = kernels.RowGate(zeros(2, 4, 10), span)
+        refused(f"span must be positive and finite, not {span}", q, k, v, kernels.Parts(gate=gate))
     refused("added.vector must have shape", q, k, v, kernels.Parts(added=kernels.AddedVector(zeros(8))))
     refused("added.key must have shape", q, k, v, kernels.Parts(added=kernels.AddedVector(zeros(4, 8), zeros(8))))
     refused("must be floating point", q, k, v, kernels.Parts(sinks=kernels.SinkLogits(zeros(4, dtype=torch.long))))
     refused("is on meta, but q is on cpu", q, k, v, kernels.Parts(sinks=kernels.SinkLogits(zeros(4, device="meta"))))
     with pytest.raises(ValueError, match="no log-normaliser L"):
         kernels.attend_with_lse(q, k, v, kernels.Parts(score=kernels.Sigmoid(-1.0)))
+
+
+def test_what_is_no_part_is_refused_by_name() -> None:
+    """A tensor in the place of a sink would be passed over, and softmax computed."""
+    q, k, v = make(Case(), length=10).qkv
+    one = torch.zeros(4)
+    refused("parts must be one of Parts, not SinkLogits", q, k, v, kernels.SinkLogits(one))
+    refused("sinks must be one of SinkLogits, SinkSlots, None, not Tensor", q, k, v, kernels.Parts(sinks=one))
+    refused("gate must be one of RowGate, ElementGate, None, not Tensor", q, k, v, kernels.Parts(gate=one))
+    refused("added must be one of AddedVector, None, not float", q, k, v, kernels.Parts(added=1.0))
+    refused("score must be one of Softmax, .*Elastic, not str", q, k, v, kernels.Parts(score="softmax"))
+    refused("not the class Softmax", q, k, v, kernels.Parts(score=kernels.Softmax))
 
 
 def test_what_a_score_takes() -> None:
@@ -62,6 +81,7 @@ def test_what_a_score_takes() -> None:
     for score, message in (
         (kernels.Softmax(softcap=0.0), "score.softcap must be positive and finite, not 0.0"),
         (kernels.Softmax(softcap=float("nan")), "score.softcap must be positive and finite, not nan"),
+        (kernels.Sigmoid(float("inf")), "score.bias must be finite, not inf"),
         (kernels.Clipped(0.1), "score.gamma must be finite and at most 0, not 0.1"),
         (kernels.Clipped(-float("inf")), "score.gamma must be finite and at most 0, not -inf"),
         (kernels.Clipped(-0.1, zeta=0.9), "score.zeta must be finite and at least 1, not 0.9"),

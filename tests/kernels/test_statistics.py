@@ -221,3 +221,6 @@ def test_refusals() -> None:
         kernels.statistics(inputs.q, inputs.k, prefix=1, first_key_BT=documents(10))
     with pytest.raises(ValueError, match="10 keys and 4 queries"):
         kernels.statistics(inputs.q[:, :, -4:], inputs.k)
+    for block in (0, -1):
+        with pytest.raises(ValueError, match=f"block must be at least 1, not {block}"):
+            kernels.statistics(inputs.q, inputs.k, block=block)

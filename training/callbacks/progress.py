@@ -3,12 +3,15 @@
 import sys
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.callbacks.metrics import mfu_at_one, peak_memory
 from training.callbacks.steps import StepCallback, stopping
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 LINE = 10.0  # seconds between two lines where there is no terminal
 
@@ -29,6 +32,7 @@ class ShowProgress(StepCallback):
         self._mfu = mfu_at_one(trainer, pl_module)
         if trainer.is_global_zero and sys.stderr.isatty():
             from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
                 TextColumn("{task.description}"),
