@@ -102,7 +102,7 @@ def _mechanism(name: str, backend: str, device: str) -> Row:
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    """Float32 products on the tensor cores, and as they were on leaving: what is measured next has its own precision."""
+    """Float32 products on the tensor cores; on leaving as before, for what is measured next."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
