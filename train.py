@@ -17,7 +17,7 @@ COMMANDS = {
     "compare": ("experiments.compare:main", "train several attention variants and seeds, then write the report"),
     "doctor": ("training.doctor:main", "check versions, devices, disk, and that all ranks answer"),
     "analyze": ("experiments.analyze:main", "the outliers and sinks of one model: numbers, figures and a page"),
-    "compress": ("experiments.compress:main", "what quantisation and pruning cost a model"),
+    "compress": ("experiments.compress:main", "what quantisation and pruning cost a model, or all of a comparison"),
     "convert": ("training.convert:main", "the weights of a checkpoint as one safetensors file"),
     "report": ("experiments.report:main", "rebuild the report from the run directories on disk"),
 }

@@ -128,12 +128,3 @@ def threads_each(jobs: int) -> int:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def made(out: Path) -> Path:
-    """The folder of the results. InputError: a file is in its place."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--out {out} is a file, or lies in one; give a folder") from None
-    return out

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import InputError
-from experiments.arguments import Parser, made
+from experiments.model_arguments import made, model_parser
 
 DESCRIPTION = """\
 Analyse the outliers and attention sinks of one model, each number beside its nulls.
@@ -20,18 +20,9 @@ Example: python train.py analyze runs/demo/softmax/seed=0 --out runs/demo/analys
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`analyze MODEL --out DIR`. Raises InputError for a model, text or size that does not fit."""
-    parser = Parser(
-        prog="train.py analyze", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("model", metavar="MODEL", help="what to analyse")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the report goes")
-    parser.add_argument(
-        "--text", metavar="TEXT",
-        help="a file, built-in, validation (of the model's run) or random (default: validation, else built-in)",
-    )  # fmt: skip
-    parser.add_argument("--sequences", type=int, default=10, metavar="N", help="sequences of the text (default 10)")
-    parser.add_argument("--length", type=int, metavar="N", help="tokens a sequence (default 256, at most the context)")
+    parser = model_parser(
+        "analyze", DESCRIPTION, EPILOG, model="what to analyse", sequences=10, what="sequences of the text"
+    )
     parser.add_argument(
         "--tau", type=float, default=1000.0, metavar="X",
         help="an activation is an outlier above X times its sequence's mean |x| (default 1000, as in 2502.06415)",
@@ -49,6 +40,7 @@ def build(arguments: argparse.Namespace) -> Path:
     from experiments.analyze.life_figures import life_figures
     from experiments.analyze.report import page
     from experiments.analyze.sentence_figures import sentence_figures
+    from experiments.drawing.canvas import save
     from experiments.dynamics import dynamics, numbers
     from experiments.runs import Run
     from outliers.access import open_decoder, sequences
@@ -64,11 +56,7 @@ def build(arguments: argparse.Namespace) -> Path:
     found = study(decoder, text, arguments.tau, _say)
     _say("drawing")
     pictures = [*sentence_figures(decoder, found.sentence), *layer_figures(found.table), *life_figures(found.table)]
-    drawings = out / "figures"
-    drawings.mkdir(exist_ok=True)
-    for picture in pictures:
-        if picture.png:
-            (drawings / f"{picture.name}.png").write_bytes(picture.png)
+    save(out / "figures", pictures)
     sets_in = dynamics(Run(decoder.run)) if decoder.run else None
     write(out / "numbers.parquet", found.table, *([without_nulls(numbers(sets_in).table())] if sets_in else []))
     path = out / "report.html"

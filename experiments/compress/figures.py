@@ -28,7 +28,7 @@ def figures(rows: list[Row]) -> list[Picture]:
     ]  # fmt: skip
 
 
-def _scale(gaps: list[float], errors: list[float]) -> dict[str, Any]:
+def scale(gaps: list[float], errors: list[float]) -> dict[str, Any]:
     """A linear axis; where the gaps span a wide range it is linear up to the usual noise and logarithmic above."""
     sizes = sorted(abs(gap) for gap in gaps if math.isfinite(gap) and gap)
     noise = sorted(2 * error for error in errors if math.isfinite(error) and error)
@@ -55,7 +55,7 @@ def _bars(name: str, title: str, rows: list[Row], caption: str) -> Picture:
         # What has no null is NaN there, which is not drawn.
         axes.scatter([row["null_gap"] for row in rows], places, marker="d", s=22, color=NULL, zorder=3)
         gaps = [row[key] for row in rows for key in ("gap", "null_gap")]
-        axes.set_xscale(**_scale(gaps, [row["gap_se"] for row in rows]))
+        axes.set_xscale(**scale(gaps, [row["gap_se"] for row in rows]))
         axes.set_yticks(list(places), [row["setting"].removesuffix(" alone") for row in rows])
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_xlabel("gap in log perplexity (nats a token)")
@@ -89,7 +89,7 @@ def _pruning(rows: list[Row]) -> Picture:
             errors += [row["gap_se"] for row in curve]
         chance = [found[share]["null_gap"] for share in shares]
         axes.plot(shares, chance, color=NULL, linestyle="--", marker="d", markersize=3.5, label="by chance (null)")
-        axes.set_yscale(**_scale([*drawn, *chance], errors))
+        axes.set_yscale(**scale([*drawn, *chance], errors))
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.set_xlabel("share of weights that are 0")
         axes.set_ylabel("gap in log perplexity (nats a token)")

@@ -9,6 +9,7 @@ import pyarrow as pa
 from experiments.compress.figures import figures
 from experiments.compress.results import Subject
 from experiments.drawing import document
+from experiments.drawing.canvas import save
 from experiments.drawing.words import number
 from outliers.compression.recipe import CLASSES, GROUPS, VERSION
 
@@ -31,10 +32,7 @@ def write(out: Path, table: pa.Table, subject: Subject) -> Path:
     """DIR/compression.html and DIR/figures/*.png; returns the page's path."""
     rows = table.to_pylist()
     pictures = figures(rows)
-    (out / "figures").mkdir(exist_ok=True)
-    for picture in pictures:
-        if picture.png is not None:
-            (out / "figures" / f"{picture.name}.png").write_bytes(picture.png)
+    save(out / "figures", pictures)
     body = [f'<p class="soft">{escape(_setting(rows[0], subject))}</p>', f"<p>{escape(READING)}</p>"]
     body.append('<div class="figures">' + "".join(document.figure(picture) for picture in pictures) + "</div>")
     for group in GROUPS:

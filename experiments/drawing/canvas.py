@@ -4,8 +4,11 @@ Figures are drawn on white, small enough that a phone's width shows them at a re
 """
 
 import io
+import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -66,6 +69,19 @@ def render(figure: Figure) -> bytes:
         # A fixed metadata block: the same runs give the same bytes.
         figure.savefig(buffer, format="png", dpi=RESOLUTION, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def save(folder: Path, pictures: Iterable[Picture], prefix: str = "") -> None:
+    """Write what was drawn to folder/<prefix><name>.png; the folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        if picture.png:
+            (folder / f"{file_name(prefix + picture.name)}.png").write_bytes(picture.png)
+
+
+def file_name(text: str) -> str:
+    """A name without what file systems and shells mind."""
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", text)
 
 
 def wrapped(label: str, width: int = 26) -> str:

@@ -144,17 +144,23 @@ def judge_values(
     null: Null, least: float = 0.0,
 ) -> Verdict:  # fmt: skip
     """The same from the variant's and the baseline's values of finished runs, by seed. least: see `interval`."""
-    baseline, unlike = comparison.baseline, comparison.unlike(variant)
-    pairs = [] if unlike else [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    difference = interval(pairs, least=least) if pairs else None
+    difference = paired(comparison, variant, ours, theirs, least)
     reason = (
-        unlike
-        or _too_few(baseline, variant, len(pairs))
+        comparison.unlike(variant)
+        or _too_few(comparison.baseline, variant, difference.n if difference else 0)
         or (_parameters(comparison, variant) if measure.is_loss else "")
         or ("" if null.exceeded else null.reason)
         or ("the same difference in every seed: no spread to test it against" if _bare(difference) else "")
     )
     return Verdict(measure, variant.label, NOT_ASSESSABLE if reason else NO_DIFFERENCE, reason, difference)
+
+
+def paired(
+    comparison: Comparison, variant: Variant, ours: Mapping[int, float], theirs: Mapping[int, float], least: float = 0.0
+) -> Interval | None:
+    """The variant's values minus the baseline's, paired by seed; None without a pair or where they are not alike."""
+    pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return interval(pairs, least=least) if pairs and not comparison.unlike(variant) else None
 
 
 def settle(verdicts: list[Verdict]) -> list[Verdict]:

@@ -1,6 +1,5 @@
 """The command: read the runs, assess them, draw, and write DIR/report.html, DIR/results.csv and DIR/figures/*.png."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build(folder: Path | str) -> Path:
     """Write the report of every comparison under `folder` and return the path of the HTML file."""
     # Imported here: `report --help` must not wait for torch and matplotlib.
+    from experiments.drawing.canvas import save
     from experiments.report import html
     from experiments.report.assess import assess
     from experiments.report.comparison import load
@@ -31,14 +31,10 @@ def build(folder: Path | str) -> Path:
 
     folder = Path(folder)
     comparisons = load(folder)
-    drawings = folder / "figures"
-    drawings.mkdir(exist_ok=True)
     sections, names, said = [], [], []
     for index, comparison in enumerate(comparisons):
         pictures = [*curves(comparison), *maps(comparison)]
-        prefix = f"{_file_name(comparison.name)}-" if len(comparisons) > 1 else ""
-        for picture in (picture for picture in pictures if picture.png):
-            (drawings / f"{prefix}{_file_name(picture.name)}.png").write_bytes(picture.png)
+        save(folder / "figures", pictures, f"{comparison.name}-" if len(comparisons) > 1 else "")
         assessment = assess(comparison)
         lines = results(comparison, assessment)
         sets_in = onset_lines(comparison)
@@ -49,7 +45,3 @@ def build(folder: Path | str) -> Path:
     path = folder / "report.html"
     path.write_text(html.page("Attention variants compared", sections, names), encoding="utf-8")
     return path
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", text)

@@ -9,7 +9,7 @@ from experiments.report.assess import Assessment
 from experiments.report.comparison import Comparison
 from experiments.report.onsets import orders
 from experiments.report.results import Line
-from experiments.report.wording import findings
+from experiments.report.wording import Findings, findings
 
 BAND = "Line: mean over seeds; band: smallest to largest seed."
 MAPS = (
@@ -32,7 +32,6 @@ def section(
     pictures: list[Picture],
 ) -> str:  # fmt: skip
     """One comparison: its setting, what it shows, the table, when curves set in, the figures and the run details."""
-    found = findings(comparison, assessment)
     curves = "".join(figure(picture) for picture in pictures if not picture.wide)
     maps = "".join(figure(picture) for picture in pictures if picture.wide and not picture.minor)
     minor = "".join(figure(picture) for picture in pictures if picture.minor)
@@ -44,22 +43,14 @@ def section(
         drawn += (
             f'<details><summary>More maps by layer and step</summary><div class="figures">{minor}</div></details>\n'
         )
-    equal = "No measure came out undecided." if assessment.made else "Nothing could be assessed."
-    blocks = "".join(
-        f'<div class="{kind}"><h3>{heading}</h3>{_list(sentences, nothing)}</div>'
-        for kind, heading, sentences, nothing in (
-            ("shows", "What this comparison shows", found.shows, "No difference beyond seed noise was established."),
-            ("shows-not", "Where no difference was seen", found.shows_not, equal),
-            ("cannot", "What it cannot say", found.cannot, "Nothing."),
-        )
-    )
     onsets = (
         f"<h3>When each sets in</h3>\n{tables.onsets(comparison, sets_in, orders(comparison))}\n" if sets_in else ""
     )
     note = "Differences are variant − baseline, means over pairs of one seed, with 95 % t intervals in brackets."
     return (
         f'<section id="s{index}">\n<h2 class="{"first" if index == 0 else ""}">{escape(comparison.name)}</h2>\n'
-        f'<p class="soft">{escape(setting(comparison))}</p>\n<div class="findings">{blocks}</div>\n'
+        f'<p class="soft">{escape(setting(comparison))}</p>\n'
+        f"{blocks(findings(comparison, assessment), assessment.made)}\n"
         f'<p class="soft">{note}</p>'
         f"<h3>Measures by variant</h3>\n{tables.results(comparison, lines)}\n"
         f"{onsets}"
@@ -67,6 +58,20 @@ def section(
         f"<details><summary>Nulls</summary>{tables.nulls(comparison, assessment)}</details>\n"
         f"<details><summary>Run details</summary>{tables.runs(comparison)}</details>\n</section>\n"
     )
+
+
+def blocks(found: Findings, made: int) -> str:
+    """What may be concluded, what may not, and what cannot be said, beside each other. made: comparisons assessed."""
+    equal = "No measure came out undecided." if made else "Nothing could be assessed."
+    listed = "".join(
+        f'<div class="{kind}"><h3>{heading}</h3>{_list(sentences, nothing)}</div>'
+        for kind, heading, sentences, nothing in (
+            ("shows", "What this comparison shows", found.shows, "No difference beyond seed noise was established."),
+            ("shows-not", "Where no difference was seen", found.shows_not, equal),
+            ("cannot", "What it cannot say", found.cannot, "Nothing."),
+        )
+    )
+    return f'<div class="findings">{listed}</div>'
 
 
 def setting(comparison: Comparison) -> str:

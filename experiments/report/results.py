@@ -12,6 +12,7 @@ from typing import Any
 from experiments.report.assess import Assessment, Verdict, own_null, values
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.measures import Measure
+from experiments.statistics import Interval
 
 DESCRIBED = "Described, not judged"
 COLUMNS = (
@@ -26,13 +27,15 @@ class Cell:
     """One variant in one line.
 
     values: one number a seed; of the finished runs, or of all where none is finished. note: what stands beside the
-    numbers, or in their place. own_null: the variant's own null and its kind, where it is worth saying. verdict: None
-    where none is given. span: of an onset, the earliest and the latest step that it may have been in any seed.
+    numbers, or in their place. own_null: the variant's own null and its kind, where it is worth saying. difference:
+    from the baseline, paired by seed. verdict: None where none is given. span: of an onset, the earliest and the latest
+    step that it may have been in any seed.
     """
 
     values: tuple[float, ...] = ()
     note: str = ""
     own_null: tuple[float, str] | None = None
+    difference: Interval | None = None
     verdict: Verdict | None = None
     span: tuple[float, float] | None = None
 
@@ -137,10 +140,10 @@ def _row(line: Line, cell: Cell) -> dict[str, object]:
             row[name], row[f"{name}_kind"] = null
     if (verdict := cell.verdict) is not None:
         row |= {"verdict": verdict.word, "reason": verdict.reason, "p_holm": verdict.adjusted_p}
-        if (d := verdict.difference) is not None:
-            row |= {"difference": d.mean, "pairs": d.n}
-            if math.isfinite(d.low):
-                row |= {"difference_low": d.low, "difference_high": d.high}
+    if (d := cell.difference) is not None:
+        row |= {"difference": d.mean, "pairs": d.n}
+        if math.isfinite(d.low):
+            row |= {"difference_low": d.low, "difference_high": d.high}
     return row
 
 
@@ -150,7 +153,10 @@ def _measured(comparison: Comparison, assessment: Assessment, measure: Measure) 
         found, runs = values(variant, measure)
         if found:
             verdict = assessment.verdict(measure, variant.label)
-            cells[variant.label] = Cell(tuple(found), unfinished(variant), own_null(comparison, measure, runs), verdict)
+            cells[variant.label] = Cell(
+                tuple(found), unfinished(variant), own_null(comparison, measure, runs),
+                verdict and verdict.difference, verdict,
+            )  # fmt: skip
     null = assessment.nulls.get(measure.id)
     shown = (null.value, null.hardest) if null is not None and null.value is not None else None
     group = "" if measure.worse else DESCRIBED

@@ -20,20 +20,24 @@ NOTHING = "–"
 
 def results(comparison: Comparison, lines: list[Line]) -> str:
     """Rows are measures, each beside its null; columns are variants."""
-    names = ["Measure", "Null<span class=unit>where nothing is learned</span>", *heads(comparison)]
+    return (
+        f"{lines_table(comparison, lines, 'Measure', 'where nothing is learned')}"
+        '<p class="soft">Mean ± standard deviation over finished seeds. Δ: paired by seed against the baseline, with '
+        "its 95 % t interval. Null: the baseline’s, the hardest of the three listed below; in a cell the variant’s "
+        "own, in closed form or else at initialisation. Speed and memory as logged: runs that shared the machine "
+        "slowed each other. All numbers, not rounded: results.csv.</p>"
+    )
+
+
+def lines_table(comparison: Comparison, lines: list[Line], what: str, null: str) -> str:
+    """Lines as a table under their groups. what, null: the heading of the lines, and what their null is."""
     rows, group = [], ""
     for line in lines:
         if row := line_row(comparison, line):
             if line.group != group:
                 rows.append(_group(group := line.group, len(comparison.variants)))
             rows.append(row)
-    return (
-        f"{table(names, rows, 'results')}"
-        '<p class="soft">Mean ± standard deviation over finished seeds. Δ: paired by seed against the baseline, with '
-        "its 95 % t interval. Null: the baseline’s, the hardest of the three listed below; in a cell the variant’s "
-        "own, in closed form or else at initialisation. Speed and memory as logged: runs that shared the machine "
-        "slowed each other. All numbers, not rounded: results.csv.</p>"
-    )
+    return table([what, f"Null<span class=unit>{null}</span>", *heads(comparison)], rows, "results")
 
 
 def heads(comparison: Comparison) -> list[str]:
@@ -76,13 +80,11 @@ def line_cell(line: Line, cell: Cell) -> str:
     if cell.span is not None:
         text += f'<span class="delta">between {show(cell.span[0])} and {show(cell.span[1])}</span>'
     text += f'<span class="delta">{escape(cell.note)}</span>' if cell.note else ""
-    verdict = cell.verdict
-    if verdict is not None and verdict.difference is not None:
-        d = verdict.difference
+    if (d := cell.difference) is not None:
         span = f" <span>[{signed(d.low)}, {signed(d.high)}]</span>" if math.isfinite(d.low) else ""
         text += f'<span class="delta">Δ {signed(d.mean)}{span}</span>'
     text += "" if cell.own_null is None else f'<span class="delta">null {number(cell.own_null[0])}</span>'
-    if verdict is not None:
+    if (verdict := cell.verdict) is not None:
         tag = TAGS.get(verdict.word, "na")
         text += f'<span class="tag {tag}" title="{escape(verdict.reason)}">{escape(verdict.word)}</span>'
     return text

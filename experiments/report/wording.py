@@ -154,11 +154,16 @@ def _levels(comparison: Comparison, assessment: Assessment, measure: Measure) ->
 
 
 def _difference(comparison: Comparison, verdict: Verdict) -> str:
-    d = verdict.difference
-    assert d is not None  # an assessable verdict has pairs
     variant = next(variant for variant in comparison.others if variant.label == verdict.variant)
     own = own_null(comparison, verdict.measure, values(variant, verdict.measure)[1])
-    span = f"[{signed(d.low)}, {signed(d.high)}]{'' if own is None else f', its own null {number(own[0])}'}"
+    return difference(verdict, "" if own is None else f", its own null {number(own[0])}")
+
+
+def difference(verdict: Verdict, beside: str = "") -> str:
+    """An assessable verdict in words, with its interval and what is to stand beside it."""
+    d = verdict.difference
+    assert d is not None  # an assessable verdict has pairs
+    span = f"[{signed(d.low)}, {signed(d.high)}]{beside}"
     if verdict.word == DIFFERS:
         return f"{verdict.variant} {'higher' if d.mean > 0 else 'lower'} by {number(abs(d.mean))} {span}"
     # An interval stands for itself; Holm's correction asks for more the more comparisons are made.

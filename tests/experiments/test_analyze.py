@@ -1,7 +1,10 @@
 """`analyze`: a report, its figures and every number from one command; one line for what it cannot take."""
 
+import csv
 import json
+import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +139,25 @@ def test_every_part_of_the_page_is_there_as_far_as_the_attention_lets_it(opened)
     names = {picture.name for picture in pictures}
     assert not {"heads", "attention", "attention-heads", "received"} & names
     assert ("spread" in names) == (opened is silent)  # the values' norms at least
+
+
+def test_a_run_s_onsets_are_among_its_numbers(tiny_runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_runs / "softmax" / "seed=0", run)
+    with (run / "metrics.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["step", "outliers/sink_rate@0.3", "outliers/value_drain"])
+        rows.writerows([step, 0.1 + 0.8 * (step > 3), 1.0] for step in range(7))
+    out = tmp_path / "out"
+    assert train.main(["analyze", str(run), "--out", str(out), "--sequences", "2", "--length", "16"]) == 0
+    table = pq.read_table(out / "numbers.parquet").to_pylist()
+    onsets = {(r["metric"], r["statistic"]): r["value"] for r in table if r["metric"].startswith("onset_")}
+    assert {key: round(value, 6) for key, value in onsets.items() if not math.isnan(value)} == {
+        ("onset_sink_rate@0.3", "step"): 3.5,
+        ("onset_sink_rate@0.3", "low"): 3.0,
+        ("onset_sink_rate@0.3", "high"): 4.0,
+        ("onset_sink_rate@0.3", "start"): 0.1,
+        ("onset_sink_rate@0.3", "end"): 0.9,
+    }
+    assert ("onset_value_drain", "step") in onsets
+    assert "Attention sinks: sink rate</th><td>4</td><td>3 to 4</td>" in (out / "report.html").read_text()

@@ -2,17 +2,17 @@
 
 import csv
 import re
-from pathlib import Path
 from statistics import stdev
 
 import pytest
 from synthetic_runs import flat, write_run
 
 from experiments.drawing.words import number, signed
-from experiments.report import build
+from experiments.report import build, tables
 from experiments.report.assess import DIFFERS, NO_DIFFERENCE, NOT_ASSESSABLE, assess
-from experiments.report.comparison import load
-from experiments.report.results import COLUMNS
+from experiments.report.comparison import Comparison, load
+from experiments.report.figures import curves
+from experiments.report.results import COLUMNS, Line, as_csv, results
 from experiments.report.wording import findings
 from outliers.definitions import DEFINITIONS
 
@@ -35,7 +35,7 @@ def gap(last, seed):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def comparison(tmp_path_factory) -> Comparison:
     """Two variants with three seeds that differ in the first key's mass and the gap, and a third one that has begun."""
     folder = tmp_path_factory.mktemp("results")
     for seed in SEEDS:
@@ -43,15 +43,18 @@ def folder(tmp_path_factory) -> Path:
         write_run(folder, "softmax", seed, loss=loss, number=noisy(seed), logged=gap(0.5, seed))
         write_run(folder, "context_scaling", seed, loss=loss, number=noisy(-seed, 0.1), logged=gap(0.02, -seed))
     write_run(folder, "sigmoid", 0, steps=100, state="running")
-    build(folder)
-    return folder
+    return load(folder)[0]
 
 
 @pytest.fixture(scope="module")
-def rows(folder) -> dict[tuple[str, str], dict[str, str]]:
-    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        found = {(row["variant"], row["measure"]): row for row in reader}
+def lines(comparison) -> list[Line]:
+    return results(comparison, assess(comparison))
+
+
+@pytest.fixture(scope="module")
+def rows(comparison, lines) -> dict[tuple[str, str], dict[str, str]]:
+    reader = csv.DictReader(as_csv((comparison, line) for line in lines).splitlines())
+    found = {(row["variant"], row["measure"]): row for row in reader}
     assert tuple(reader.fieldnames) == COLUMNS
     return found
 
@@ -82,16 +85,15 @@ def test_nulls_differences_and_verdicts(rows):
     assert rows["sigmoid", "runs"]["note"] == "1 running"
 
 
-def test_the_page_shows_the_same_numbers(folder, rows):
-    page = (folder / "report.html").read_text(encoding="utf-8").partition('class="results"')[2].partition("</table>")[0]
+def test_the_page_shows_the_same_numbers(comparison, lines, rows):
     cells = {
         title: re.findall(r"<td>(.*?)</td>", body)[1:]
-        for title, body in re.findall(r'<th scope="row">([^<]*)(.*?)</tr>', page, flags=re.S)
+        for title, body in re.findall(r'<th scope="row">([^<]*)(.*?)</tr>', tables.results(comparison, lines))
     }
-    variants = [variant.label for variant in load(folder)[0].variants]
+    variants = [variant.label for variant in comparison.variants]
     compared = 0
     for (variant, measure), row in rows.items():
-        if row["seeds"] and not measure.startswith(("onset/", "steps_to")):
+        if row["seeds"] and not measure.startswith("steps_to"):
             cell = cells[row["title"]][variants.index(variant)]
             assert number(float(row["mean"])) in cell
             if row["difference_low"]:
@@ -101,15 +103,13 @@ def test_the_page_shows_the_same_numbers(folder, rows):
     assert compared > 40
 
 
-def test_the_gap_of_quantisation_is_judged_where_it_is_logged(folder, rows):
+def test_the_gap_of_quantisation_is_judged_where_it_is_logged(comparison, rows):
     row = rows["context_scaling", GAP]
     assert (row["verdict"], row["unit"]) == (DIFFERS, "nats per token")
     # −0.48, −0.482, −0.484: the last values of three seeds.
     assert float(row["difference"]) == pytest.approx(-0.482)
     assert (row["null_kind"], float(row["null"])) == ("initialisation", 0.002)
     assert ("sigmoid", GAP) not in rows
-    assert (folder / "figures" / f"curve-{GAP}.png").is_file()
-    (comparison,) = load(folder)
     shown = findings(comparison, assess(comparison)).shows
     assert any("Log perplexity lost in 8 bits (softmax 0.503, null 0.0020): context_scaling lower" in s for s in shown)
 
@@ -119,6 +119,7 @@ def test_the_gap_within_its_null_is_not_judged(tmp_path):
         write_run(tmp_path, "softmax", seed, probes=False, logged={f"outliers/{GAP}": lambda step: 0.002 - step / 1e6})
         write_run(tmp_path, "sigmoid", seed, probes=False, logged={f"outliers/{GAP}": lambda step: 0.5})
     (comparison,) = load(tmp_path)
+    assert [picture.name for picture in curves(comparison)][-1] == f"curve-{GAP}"
     verdict = next(v for v in assess(comparison).verdicts if v.measure.id == GAP)
     assert verdict.word == NOT_ASSESSABLE
     assert "does not exceed the metric’s null" in verdict.reason

@@ -1,0 +1,52 @@
+"""One figure of the main settings: a panel a setting, in it each variant's gaps, seed by seed, beside their nulls."""
+
+from statistics import fmean
+
+import matplotlib as mpl
+
+from experiments.compress.figures import NULL, scale
+from experiments.compress.side_by_side import MAIN, Rows, gap_values, null_gaps
+from experiments.drawing.canvas import STYLE, Picture, canvas, render, wrapped
+from experiments.drawing.spikes import share
+from experiments.report.comparison import Comparison
+
+COLUMNS, WIDE = 3, 2.5  # panels a row; inches of a panel
+
+
+def main_settings(comparison: Comparison, rows: Rows) -> Picture:
+    """Dots: seeds; bars: their mean; orange: the variant's own null, the mean over seeds."""
+    variants = [variant for variant in comparison.variants if rows[variant.label]]
+    names = [wrapped(variant.label, 20) for variant in variants]
+    lines = max(name.count("\n") + 1 for name in names)
+    left = 0.35 + 0.07 * max(len(line) for name in names for line in name.split("\n"))
+    tall = 0.3 + (0.14 + 0.15 * lines) * len(variants)
+    high = tall + 0.75
+    down = -(-len(MAIN) // COLUMNS)
+    figure = canvas(left + COLUMNS * WIDE, down * high + 0.2)
+    with mpl.rc_context(STYLE):
+        for i, setting in enumerate(MAIN):
+            row, column = divmod(i, COLUMNS)
+            box = (left + column * WIDE, (down - 1 - row) * high + 0.65, WIDE - 0.25, tall - 0.1)
+            axes = figure.add_axes(share(figure, box))
+            drawn = []
+            for place, variant in enumerate(variants):
+                gaps, nulls = gap_values(rows, variant.label, setting), null_gaps(rows, variant.label, setting)
+                axes.scatter(gaps, [place] * len(gaps), s=20, color=variant.colour, alpha=0.55, linewidths=0, zorder=3)
+                for values, colour, mark, size in ((gaps, variant.colour, "|", 190), (nulls, NULL, "d", 22)):
+                    if values:
+                        axes.scatter([fmean(values)], [place], marker=mark, s=size, color=colour, zorder=4)
+                drawn += [*gaps, *nulls]
+            axes.set_xscale(**scale(drawn, []))
+            axes.set_yticks(range(len(variants)), names if column == 0 else [])
+            axes.set_ylim(len(variants) - 0.5, -0.5)
+            axes.axvline(0, color="#888888", linewidth=0.8)
+            axes.margins(x=0.08)
+            axes.tick_params(axis="x", labelsize=7.5)
+            axes.grid(axis="y", visible=False)
+            axes.set_title(setting, loc="left", fontsize=9.5)
+        figure.text(0.5, 0.02, "gap in log perplexity (nats a token); each panel has its own scale", ha="center")
+    caption = (
+        "Dots: seeds; bar: their mean; orange: the variant’s own null, the same bits with the ranges of Gaussian "
+        "entries, or a mask by chance, the mean over seeds. Left is better."
+    )
+    return Picture("main-settings", "Main settings by variant", caption, render(figure), wide=True)

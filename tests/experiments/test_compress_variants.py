@@ -1,0 +1,149 @@
+"""`train.py compress` on a comparison's folder: real runs once, then verdicts on numbers known beforehand."""
+
+import csv
+import math
+import os
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from synthetic_runs import write_run
+
+import train
+from experiments.compress.one import Options
+from experiments.compress.side_by_side import MAIN, side_by_side
+from experiments.compress.variants_page import write
+from experiments.report.assess import DIFFERS, NO_DIFFERENCE, NOT_ASSESSABLE
+from experiments.report.comparison import load
+from outliers.compression.recipe import SETTINGS, null
+from outliers.compression.study import FULL
+
+CHEAP = ("--sequences", "5", "--length", "16")
+
+
+def test_runs_are_compressed_once_and_shown_side_by_side(tiny_runs, tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    shutil.copytree(tiny_runs, runs)
+    argv = ["compress", str(runs), "--out", str(out), *CHEAP]
+    assert train.main(argv) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"compression: {out / 'compression.html'}\n"
+    assert "left out: softmax seed=1, stopped at step 3 of 6" in printed.err
+    kept = {label: out / label / "seed=0" / "compression.parquet" for label in ("softmax", "sink_logit")}
+    with (out / "compression.csv").open(newline="", encoding="utf-8") as file:
+        rows = {(row["variant"], row["measure"]): row for row in csv.DictReader(file)}
+    for label, path in kept.items():
+        for row in pq.read_table(path).to_pylist()[1:]:
+            assert float(rows[label, f"{row['setting']}/gap"]["mean"]) == row["gap"]
+            if row["null"]:
+                assert float(rows[label, f"{row['setting']}/excess"]["mean"]) == row["excess"]
+    shown = rows["sink_logit", "w8a8 absmax/gap"]
+    assert (shown["verdict"], shown["pairs"]) == (NOT_ASSESSABLE, "1")
+    assert shown["null_kind"] == "w8a8 absmax, Gaussian"
+    page = (out / "compression.html").read_text(encoding="utf-8")
+    for said in (
+        "Left out, not finished: softmax seed=1", "validation set, 4 sequences of 16 tokens",
+        "fewer than 3 seeds (1 shared)",
+    ):  # fmt: skip
+        assert said in page
+    assert (out / "figures" / "main-settings.png").is_file()
+
+    # Again: nothing is done but the page. Another checkpoint: that run alone. Other options: all.
+    before = {label: path.stat().st_mtime_ns for label, path in kept.items()}
+    assert train.main(argv) == 0
+    assert "2 of 2 runs are compressed already" in capsys.readouterr().err
+    assert {label: path.stat().st_mtime_ns for label, path in kept.items()} == before
+    os.utime(runs / "softmax" / "seed=0" / "checkpoints" / "last.ckpt")
+    assert train.main(argv) == 0
+    printed = capsys.readouterr().err
+    assert "1 of 2 runs are compressed already" in printed
+    assert "compressing: 0 of " in printed
+    assert "now softmax seed=0, full precision" in printed
+    after = {label: path.stat().st_mtime_ns for label, path in kept.items()}
+    assert [after[label] > before[label] for label in kept] == [True, False]
+
+
+def test_what_is_wrong_is_one_line(tiny_runs, tmp_path, capsys):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(tiny_runs / "softmax" / "seed=1", unfinished / "softmax" / "seed=1")
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_runs / "softmax" / "seed=0", bare / "softmax" / "seed=0")
+    shutil.rmtree(bare / "softmax" / "seed=0" / "checkpoints")
+    (tmp_path / "empty").mkdir()
+    for folder, said in (
+        (unfinished, "has no finished run to compress: softmax seed=1, stopped at step 3 of 6"),
+        (bare, "is finished and has no checkpoints/last.ckpt"),
+        (tmp_path / "empty", "contains no run"),
+    ):
+        assert train.main(["compress", str(folder), "--out", str(tmp_path / "out"), *CHEAP]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1, error
+    long = ["compress", str(tiny_runs), "--out", str(tmp_path / "out"), "--length", "17"]
+    assert train.main(long) == 2
+    assert "longer than the 16 positions" in capsys.readouterr().err
+
+
+def rows_of(gap, null_gap=0.1):
+    """What one run's parquet holds, the same for every setting."""
+    found = {FULL: {"nats": 2.0, "sequences": 4, "length": 16}}
+    for setting in SETTINGS:
+        own = null(setting)
+        found[setting.name] = {
+            "gap": gap, "null": own.name if own else "", "null_gap": null_gap if own else math.nan,
+            "excess": gap - null_gap if own else math.nan,
+        }  # fmt: skip
+    return found
+
+
+def three(tmp_path, softmax, other, **changes):
+    """Side by side of two variants with three seeds each, their gaps given by seed."""
+    for seed in range(3):
+        write_run(tmp_path, "softmax", seed, probes=False)
+        write_run(tmp_path, "sigmoid", seed, probes=False, **changes)
+    (comparison,) = load(tmp_path)
+    rows = {label: dict(enumerate(map(rows_of, gaps))) for label, gaps in (("softmax", softmax), ("sigmoid", other))}
+    return comparison, rows, side_by_side(comparison, rows)
+
+
+def test_a_large_difference_of_gaps_is_one_where_the_baseline_exceeds_its_null(tmp_path):
+    comparison, rows, found = three(tmp_path, (1.0, 1.01, 1.02), (0.3, 0.32, 0.31))
+    main = found.verdicts[: len(MAIN)]
+    assert {verdict.measure.title for verdict in main} == set(MAIN)
+    assert {verdict.word for verdict in main} == {DIFFERS}
+    # Paired: −0.7, −0.69, −0.71: t = 0.7 / (0.01 / √3) = 121.2; p = 1 − t / √(2 + t²); six comparisons.
+    t = 0.7 / (0.01 / math.sqrt(3))
+    assert main[0].adjusted_p == pytest.approx(6 * (1 - t / math.sqrt(2 + t * t)))
+    assert main[0].difference.mean == pytest.approx(-0.7)
+    # The others are a family of their own, one of them without a null.
+    words = {verdict.measure.title: verdict for verdict in found.verdicts}
+    assert words["w8a8 qualcomm"].word == NOT_ASSESSABLE
+    assert words["w8a8 qualcomm"].reason == "the setting has no null"
+    assert "w8a8 qualcomm" not in found.excesses
+    rest = len(SETTINGS) - len(MAIN) - 1
+    assert words["w8 zero-point per tensor"].adjusted_p == pytest.approx(rest / 6 * main[0].adjusted_p)
+    excess = found.excesses["w4a4 absmax"].cells["sigmoid"]
+    assert excess.mean == pytest.approx(0.21)
+    assert excess.difference.mean == pytest.approx(-0.7)
+    page = write(tmp_path / "out", [(comparison, rows)], Options(None, 5, None, "float32"), []).read_text("utf-8")
+    assert "w8a8 absmax: sigmoid lower by 0.700 [−0.725, −0.675]." in page
+
+
+@pytest.mark.parametrize(
+    ("softmax", "changes", "reason"),
+    [
+        ((0.05, 1.0, 1.0), {}, "softmax itself does not exceed the metric’s null in every seed"),
+        ((0.11, 0.3, 0.9), {}, "softmax itself does not exceed the metric’s null beyond seed noise"),
+        ((math.inf, 1.0, 1.01), {}, "measured in 2 seeds only"),
+        ((1.0, 1.01, 1.02), {"corpus": "dead"}, "trained on different corpora"),
+    ],
+)
+def test_what_is_not_assessable_says_why(tmp_path, softmax, changes, reason):
+    _, _, found = three(tmp_path, softmax, (0.3, 0.32, 0.31), **changes)
+    verdict = found.verdicts[0]
+    assert (verdict.word, verdict.reason) == (NOT_ASSESSABLE, reason)
+
+
+def test_seed_noise_is_no_difference(tmp_path):
+    _, _, found = three(tmp_path, (1.0, 1.01, 1.02), (1.01, 1.0, 1.03))
+    assert {verdict.word for verdict in found.verdicts[: len(MAIN)]} == {NO_DIFFERENCE}
