@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from benchmarks import attention, floors, gpt2
+from benchmarks import attention, floors, gpt2, targets
 from benchmarks.cases import Call, Job, Refused, Row, Unfinished, inputs, learned, variants
 from benchmarks.correctness import correctness
 from benchmarks.timing import machine, synchronise
@@ -50,7 +50,7 @@ def determinism(call: Call) -> Iterator[Job]:
 
 
 def speed(call: Call) -> Iterator[Job]:
-    """Forward, and forward with backward, of ours and the peers: milliseconds, TFLOP/s, and the floor."""
+    """Forward, and forward with backward, of ours and the peers: milliseconds, TFLOP/s, the floor, and memory."""
     device = call.device
     for size in (64, 128):
         for length in (1024, 4096, 16384) if device == "cuda" else (64,):
@@ -71,7 +71,18 @@ def _speed(one: attention.Candidate, shape: attention.Shape) -> Row:
         "forward TFLOP/s": f"{work / forward / 1e9:.1f}",
         "both TFLOP/s": f"{3.5 * work / both / 1e9:.1f}",
         "floor of both ms": "" if floor is None else f"{floor * 1e3:.4f}",
+        "peak MiB": _peak(one.both, shape.device),
     }
+
+
+def _peak(call: Callable[[], object], device: str) -> str:
+    """Memory that a call takes at most, beside what is there before it; not known on a CPU."""
+    if device != "cuda":
+        return ""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return f"{(torch.cuda.max_memory_allocated() - before) / 2**20:.0f}"
 
 
 def statistics(call: Call) -> Iterator[Job]:
@@ -90,7 +101,15 @@ def _statistics(name: str, length: int, device: str) -> Row:
     with torch.no_grad():
         forward = _milliseconds(lambda: kernels.attend(q, k, v, parts, backend="triton"), device)
         measure = _milliseconds(lambda: kernels.statistics(q, k, parts, backend="triton"), device)
-        found = {"forward ms": f"{forward:.4f}", "statistics ms": f"{measure:.4f}"}
+        work = floors.statistics(
+            1, heads, heads, length, size, pairs=floors.visible_pairs(length), itemsize=kind.itemsize
+        )
+        floor = work.seconds(torch.cuda.get_device_name()) if device == "cuda" else None
+        found = {
+            "forward ms": f"{forward:.4f}",
+            "statistics ms": f"{measure:.4f}",
+            "floor of statistics ms": "" if floor is None else f"{floor * 1e3:.4f}",
+        }
         if length > 4096:
             return found
         fused, blocks = (kernels.statistics(q, k, parts, backend=name) for name in ("triton", "blockwise"))
@@ -195,6 +214,8 @@ def run(stage: str, call: Call) -> tuple[int, int, int]:
 
 def _summary(stage: str, rows: dict[str, dict[str, str]]) -> list[str]:
     """What a stage says of all its rows."""
+    if stage == "speed":
+        return targets.lines(rows)
     if stage == "train":
         return gpt2.bars(rows)
     if stage == "outliers":

@@ -8,7 +8,8 @@
 # 1: a row says that something is wrong, 2: nothing can be done as things are.
 # Needs torch and triton; the row `softmax/fit` of train also lightning, outliers also tokenizers, pyarrow, yaml and
 # safetensors; nothing of datasets, jsonargparse or wandb.
-# train ends with a line on each bar (tokens/s, share of softmax's, share of the bare loop's), outliers with the table of
+# speed ends with a line on each target of the kernels (ratios within the run), train with one on each bar (tokens/s, share
+# of softmax's, share of the bare loop's), outliers with the table of
 # mechanisms: GPT-2 124M, 2,000 steps each, probes, onsets, and what compression costs.
 set -euo pipefail
 cd "$(dirname "$0")/.."

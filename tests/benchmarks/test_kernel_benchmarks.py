@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import kernels
-from benchmarks import correctness, floors, gpt2, gpu
+from benchmarks import correctness, floors, gpt2, gpu, targets
 from benchmarks.cases import Call
 from kernels import backends, measured
 
@@ -130,6 +130,29 @@ def test_the_bars_of_the_train_stage() -> None:
         "sigmoid/auto: 0.250 of softmax's bare loop",
     ]
     assert gpt2.bars({}) == []
+
+
+def test_the_targets_of_the_speed_stage() -> None:
+    times = {
+        "softmax [triton]": (1.0, 3.0), "softmax [vendor]": (1.2, 3.4), "torch SDPA flash": (1.2, 2.9),
+        "torch SDPA cuDNN": (0.9, 2.85), "sink_key_value [triton]": (1.0, 3.12), "sink_key_value [vendor]": (1.1, 3.0),
+        "sink_key_value (dense mask)": (4.0, 16.0), "softpick [triton]": (1.25, 4.0),
+    }  # fmt: skip
+    rows = {
+        f"{name}/D64/T4096": {"forward ms": str(forward), "both ms": str(both)}
+        for name, (forward, both) in times.items()
+    }
+    rows["sigmoid [triton]/D64/T4096"] = {"result": "failed"}
+    assert [line.removeprefix("D 64, T 4096: ") for line in targets.lines(rows)] == [
+        "softmax's forward over FA2's 1.20, target 1.15: met",
+        "softmax's backward over FA2's 0.85, target 0.9: MISSED",
+        "softmax, best back end, over torch's fastest kernel 0.95, target 0.95: met",
+        "sink_key_value, best back end, over torch's fastest kernel 0.95, target 0.95: met",
+        "sink_key_value over our softmax 0.96, target 0.98: MISSED",
+        "softpick's forward over our softmax's 0.80, target 0.9: MISSED",
+        "sink_key_value over the authors' way 5.33, target 5.0: met",
+    ]
+    assert targets.lines({}) == []
 
 
 def test_waits_are_watched_between_logging_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
