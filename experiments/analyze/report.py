@@ -66,12 +66,17 @@ def setting(decoder: Decoder, found: Study) -> str:
     sizes, tokens_BT = decoder.sizes, found.text.tokens
     step = "" if decoder.step is None else f" at step {decoder.step:,}"
     parts = (
-        f"{sizes.layers} layers, {sizes.heads} heads, width {sizes.width}, MLP {sizes.mlp_width}{step}",
-        f"{tokens_BT.shape[0]} sequences of {tokens_BT.shape[1]} tokens: {found.text.name}",
+        f"{counted(sizes.layers, 'layer')}, {counted(sizes.heads, 'head')}, width {sizes.width}, MLP {sizes.mlp_width}{step}",
+        f"{counted(tokens_BT.shape[0], 'sequence')} of {tokens_BT.shape[1]} tokens: {found.text.name}",
         f"{'each' if found.text.bos else 'none'} begins with the tokenizer's BOS",
     )
     notes = "".join(f"<p><b>Note.</b> {escape(note)}.</p>" for note in found.notes)
     return f'<p class="soft">{escape("; ".join(parts))}. Every number with its nulls: numbers.parquet.</p>{notes}'
+
+
+def counted(count: int, name: str) -> str:
+    """A number and its noun."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def headlines(table: pa.Table) -> str:
