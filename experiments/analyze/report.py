@@ -66,7 +66,8 @@ def setting(decoder: Decoder, found: Study) -> str:
     sizes, tokens_BT = decoder.sizes, found.text.tokens
     step = "" if decoder.step is None else f" at step {decoder.step:,}"
     parts = (
-        f"{counted(sizes.layers, 'layer')}, {counted(sizes.heads, 'head')}, width {sizes.width}, MLP {sizes.mlp_width}{step}",
+        f"{counted(sizes.layers, 'layer')}, {counted(sizes.heads, 'head')}, width {sizes.width}, "
+        f"MLP {sizes.mlp_width}{step}",
         f"{counted(tokens_BT.shape[0], 'sequence')} of {tokens_BT.shape[1]} tokens: {found.text.name}",
         f"{'each' if found.text.bos else 'none'} begins with the tokenizer's BOS",
     )

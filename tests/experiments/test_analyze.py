@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,7 +20,7 @@ import train
 from experiments.analyze.layer_figures import layer_figures
 from experiments.analyze.life_figures import life_figures
 from experiments.analyze.report import page
-from experiments.analyze.sentence_figures import sentence_figures
+from experiments.analyze.sentence_figures import FINEST, LINES, pooled, pooling, sentence_figures
 from models import GPT, GPTConfig
 from outliers.access import sequences
 from outliers.access.hugging_face import decoder_of as of_hugging_face
@@ -61,6 +62,18 @@ def test_one_command_gives_a_report_with_its_figures_and_numbers(folder, tmp_pat
     assert "channel 3" in html
     beside = [row for row in table if row["metric"] == "inf_norm"]
     assert all(row["null_random"] is not None and row["null_initial"] is not None for row in beside)
+
+
+def test_pooling_keeps_the_largest_and_is_said():
+    values = np.zeros((50, 400))
+    values[37, 399], values[0, 211] = 9.0, 5.0
+    drawn = pooled(pooled(values, FINEST, 1), LINES, 0)
+    assert drawn.shape == (LINES, FINEST)
+    assert sorted(drawn[drawn > 0]) == [5, 9]
+    assert "largest of up to 3 neighbouring channels × 2 neighbouring tokens" in pooling(
+        (50, 400), ("channel", "token")
+    )
+    assert pooling((48, 64), ("channel", "token")) == ""
 
 
 def changed(folder: Path, target: Path, **config) -> Path:

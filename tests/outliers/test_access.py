@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,10 @@ def our_gpt(attention: str = "softmax", **changes: Any) -> GPT:
     return gpt
 
 
-def captured(decoder: Decoder) -> tuple[dict[tuple[str, int], torch.Tensor], dict[int, Any], torch.Tensor]:
-    """Every site's tensor, every attention's arguments, and the losses."""
+def captured(
+    decoder: Decoder, run: Callable[[Decoder, torch.Tensor], Any] = Decoder.nats
+) -> tuple[dict[tuple[str, int], torch.Tensor], dict[int, Any], Any]:
+    """Every site's tensor, every attention's arguments, and what the pass returns: the losses."""
     seen: dict[tuple[str, int], torch.Tensor] = {}
     attended: dict[int, Any] = {}
 
@@ -61,8 +64,8 @@ def captured(decoder: Decoder) -> tuple[dict[tuple[str, int], torch.Tensor], dic
 
     hooks = [(*place, keep(place)) for place in decoder.places]
     with decoder.hooked(hooks, lambda layer, q, k, v, parts: attended.__setitem__(layer, (q, k, v, parts))):
-        nats = decoder.nats(TOKENS)
-    return seen, attended, nats
+        result = run(decoder, TOKENS)
+    return seen, attended, result
 
 
 def decoders() -> list[Any]:
@@ -145,6 +148,19 @@ def test_watching_changes_no_number_and_leaves_nothing_behind():
     assert decoder.module.training
     assert decoder.module.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in decoder.module.modules())
+
+
+@pytest.mark.parametrize("which", ["gpt2", "ours, swiglu"])
+def test_a_pass_without_logits_shows_the_same_tensors(which):
+    decoder = build(which)
+    expected, _, nats = captured(decoder)
+    seen, attended, nothing = captured(decoder, Decoder.forward)
+    assert nothing is None
+    assert len(attended) == 2
+    assert seen.pop(("logits", -1)).shape == (3, 1, 101)
+    for place, x in seen.items():
+        assert torch.equal(x, expected[place]), place
+    assert captured(decoder)[2].equal(nats)  # nothing is left at the head
 
 
 def test_our_gpt_gives_the_same_numbers_as_hugging_faces(tmp_path):
