@@ -181,14 +181,15 @@ class Decoder:
         Without gradient and in evaluation mode; a few sequences at a time. A loss is its mean, a perplexity exp of it.
         """
         found = []
-        for chunk_bT, output in self._chunks(tokens_BT):
-            logits_bTV = output if isinstance(output, Tensor) else output.logits
-            wide = torch.promote_types(logits_bTV.dtype, torch.float32)
-            # Rows as they lie in memory, the last token's too, for which any target will do: the loss of a transposed
-            # tensor takes three times as long, and leaving a row out takes a copy.
-            logits_NV = logits_bTV.to(wide).flatten(0, 1)
-            nats_N = F.cross_entropy(logits_NV, chunk_bT.roll(-1, dims=1).flatten(), reduction="none")
-            found.append(nats_N.view_as(chunk_bT)[:, :-1].double().cpu())
+        with at_rest(self.module):
+            for chunk_bT, output in self._chunks(tokens_BT):
+                logits_bTV = output if isinstance(output, Tensor) else output.logits
+                wide = torch.promote_types(logits_bTV.dtype, torch.float32)
+                # Rows as they lie in memory, the last token's too, for which any target will do: the loss of a
+                # transposed tensor takes three times as long, and leaving a row out takes a copy.
+                logits_NV = logits_bTV.to(wide).flatten(0, 1)
+                nats_N = F.cross_entropy(logits_NV, chunk_bT.roll(-1, dims=1).flatten(), reduction="none")
+                found.append(nats_N.view_as(chunk_bT)[:, :-1].double().cpu())
         return torch.cat(found)
 
     def forward(self, tokens_BT: Tensor) -> None:
@@ -202,18 +203,18 @@ class Decoder:
 
         handle = self.places["logits", -1].module.register_forward_pre_hook(last)
         try:
-            for _ in self._chunks(tokens_BT):
-                pass
+            with at_rest(self.module):
+                for _ in self._chunks(tokens_BT):
+                    pass
         finally:
             handle.remove()
 
     def _chunks(self, tokens_BT: Tensor) -> Iterator[tuple[Tensor, Any]]:
         """A few sequences at a time (b, T) on the model's device, and what the model makes of them."""
         self.check(tokens_BT)
-        with at_rest(self.module):
-            for chunk_bT in tokens_BT.split(max(1, CHUNK_TOKENS // tokens_BT.shape[1])):
-                chunk_bT = chunk_bT.to(self.device)
-                yield chunk_bT, self.module(chunk_bT)
+        for chunk_bT in tokens_BT.split(max(1, CHUNK_TOKENS // tokens_BT.shape[1])):
+            chunk_bT = chunk_bT.to(self.device)
+            yield chunk_bT, self.module(chunk_bT)
 
 
 def check_length(decoder: Decoder, length: int) -> None:
