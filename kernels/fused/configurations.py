@@ -12,14 +12,19 @@ from .tiles import CLIPPED, ELASTIC, SOFTMAX, SOFTPICK
 
 
 class Tiles(NamedTuple):
-    """One launch: query rows and keys of a tile, warps of a program, stages of the load pipeline."""
+    """One launch: query rows and keys of a tile, warps of a program, stages of the load pipeline.
+
+    registers: what a thread may have. None leaves it to the assembler, which may spill a few to fit more programs.
+    """
 
     m: int
     n: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
+MOST_REGISTERS = 255  # that an instruction can name
 INTERPRETED = Tiles(32, 16, 4, 1)  # small, so that short sequences have several tiles
 
 
@@ -102,8 +107,8 @@ def _large_heads(kernel: str, architecture: int, crowded: bool) -> Tiles:
 def _full_precision(kernel: str, size: int, crowded: bool) -> Tiles:
     """float32 products have no tensor-core instruction: small tiles, many warps."""
     if kernel == "rows":
-        return Tiles(32 if size <= 64 else 16, 0, 4, 1)
+        return Tiles(32 if size <= 64 else 16, 0, 4, 1, MOST_REGISTERS)
     if size <= 64:
-        return Tiles(16 if kernel == "dq" else 32, 32, 8, 1)
+        return Tiles(16 if kernel == "dq" else 32, 32, 8, 1, MOST_REGISTERS)
     narrow = size > 128 and (kernel in ("dq", "statistics") or (kernel == "forward" and crowded))
-    return Tiles(16, 16 if narrow else 32, 8, 1)
+    return Tiles(16, 16 if narrow else 32, 8, 1, MOST_REGISTERS)

@@ -273,7 +273,7 @@ def _common(q: Tensor, t: Tiles) -> dict[str, Any]:
 
 def _options(t: Tiles) -> dict[str, Any]:
     """Fused multiply-adds are asked for by name: Triton 3.10 changes the default."""
-    return {"num_warps": t.warps, "num_stages": t.stages, "enable_fp_fusion": True}
+    return {"num_warps": t.warps, "num_stages": t.stages, "maxnreg": t.registers, "enable_fp_fusion": True}
 
 
 def _architecture(q: Tensor) -> int:
