@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.runs import Run
 from outliers.analysis.numbers import Numbers
+from outliers.definitions import DEFINITIONS
 
 # column of metrics.csv: what sets in
 CURVES = {
@@ -75,6 +76,12 @@ def numbers(found: dict[str, Onset | None]) -> Numbers:
         for statistic, value in ({"step": np.nan} if at is None else asdict(at)).items():
             collected.add(metric, value, statistic=statistic)
     return collected
+
+
+def grows(column: str, at: Onset) -> bool:
+    """Whether a curve of `CURVES` moved to where more outliers or sinks lie."""
+    lower = DEFINITIONS[column.removeprefix("outliers/")].direction == "lower"  # where fewer lie
+    return (at.end > at.start) == lower
 
 
 def before(first: Onset, second: Onset) -> bool:

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from experiments.analyze.selection import by_layer, select
 from experiments.drawing.words import number, signed
-from experiments.dynamics import CURVES, Onset, before
+from experiments.dynamics import CURVES, Onset, before, grows
 from outliers.analysis.channels import CHANGES, RATIO, SITES
 from outliers.analysis.interventions import ACTIONS, MARGIN
 
@@ -155,9 +155,8 @@ def onsets(found: dict[str, Onset | None]) -> str:
             continue
         relation = "" if earlier is None else "after the one above" if before(earlier, at) else "not told apart from it"
         between = f"{at.low:,.0f} to {at.high:,.0f}"
-        rows.append(
-            [escape(CURVES[name]), f"{at.step:,.0f}", between, f"{number(at.start)} → {number(at.end)}", relation]
-        )
+        moved = f"{number(at.start)} → {number(at.end)}{'' if grows(name, at) else ' (away from outliers)'}"
+        rows.append([escape(CURVES[name]), f"{at.step:,.0f}", between, moved, relation])
         earlier = at
     note = (
         "Halfway from the first value to the farthest one; the bounds hold the distance between probes and twice the "

@@ -37,6 +37,8 @@ def main_settings(comparison: Comparison, rows: Rows) -> Picture:
                         axes.scatter([fmean(values)], [place], marker=mark, s=size, color=colour, zorder=4)
                 drawn += [*gaps, *nulls]
             axes.set_xscale(**scale(drawn, []))
+            if axes.get_xscale() == "linear":
+                axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
             axes.set_yticks(range(len(variants)), names if column == 0 else [])
             axes.set_ylim(len(variants) - 0.5, -0.5)
             axes.axvline(0, color="#888888", linewidth=0.8)

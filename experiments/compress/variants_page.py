@@ -98,7 +98,9 @@ def _method(results: SideBySide) -> str:
     main = sum(v.word != NOT_ASSESSABLE and v.measure.title in MAIN for v in results.verdicts)
     return (
         f"Gaps are judged as the report judges its measures: at least {SEEDS_NEEDED} seeds, like settings, and a "
-        f"baseline whose gap exceeds its null in every seed and beyond seed noise; then a paired t test at {LEVEL:g}, "
-        f"corrected by Holm’s method over the {main} assessable comparisons of the main settings ({'; '.join(MAIN)}), "
-        f"and apart over the {_made(results) - main} of the others. Variants were not matched in loss for this."
+        "baseline whose gap exceeds the Gaussian null in every seed and beyond seed noise (0 for pruning, where a mask "
+        "by chance costs more, and for w8a8 qualcomm, which has no null); then a paired t test at "
+        f"{LEVEL:g}, corrected by Holm’s method over the {main} assessable comparisons of the main settings "
+        f"({'; '.join(MAIN)}), and apart over the {_made(results) - main} of the others. Variants were not matched in "
+        "loss for this."
     )

@@ -117,14 +117,14 @@ def null_of(baseline: Variant, measure: Measure) -> Null:
     return Null(null, means, not reason, reason)
 
 
-def not_exceeded(label: str, margins: Sequence[float], least: float = 0.0) -> str:
+def not_exceeded(label: str, margins: Sequence[float], least: float = 0.0, null: str = "the metric’s null") -> str:
     """Why the baseline cannot be said to exceed a null, from by how much it does in each seed; "" where it can."""
     if min(margins) <= 0:
-        return f"{label} itself does not exceed the metric’s null in every seed"
+        return f"{label} itself does not exceed {null} in every seed"
     if len(margins) < SEEDS_NEEDED:
         return f"fewer than {SEEDS_NEEDED} seeds ({len(margins)} finished)"
     if interval(margins, least=least).low <= 0:
-        return f"{label} itself does not exceed the metric’s null beyond seed noise"
+        return f"{label} itself does not exceed {null} beyond seed noise"
     return ""
 
 

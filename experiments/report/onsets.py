@@ -4,7 +4,7 @@ from itertools import permutations
 from statistics import fmean
 
 from experiments.drawing.words import number
-from experiments.dynamics import CURVES, Onset, before, dynamics
+from experiments.dynamics import CURVES, Onset, before, dynamics, grows
 from experiments.report.assess import SEEDS_NEEDED
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.results import Cell, Line, unfinished
@@ -18,7 +18,7 @@ def onset_lines(comparison: Comparison) -> list[Line]:
     lines = []
     for column, title in CURVES.items():
         cells = {
-            label: _cell(variant, [found[column] for found in runs if column in found])
+            label: _cell(variant, column, runs)
             for label, (variant, runs) in by_variant.items()
             if any(column in found for found in runs)
         }
@@ -33,13 +33,16 @@ def orders(comparison: Comparison) -> list[str]:
     sentences = []
     for variant in comparison.variants:
         runs = _found(variant)
-        curves = [column for column in CURVES if runs and all(found.get(column) for found in runs)]
+        curves = [column for column in CURVES if runs and all(_sets_in(column, found) for found in runs)]
         if len(curves) < 2:
             continue
         later: dict[str, list[str]] = {}
         for first, second in permutations(curves, 2):
             if all(before(found[first], found[second]) for found in runs):  # type: ignore[arg-type]
                 later.setdefault(first, []).append(second)
+        if not later:
+            sentences.append(f"{variant.label}: the probes tell no order that holds in every seed.")
+            continue
         seeds = f"in all {len(runs)} seeds" if len(runs) > 1 else "in its one seed"
         few = "" if len(runs) >= SEEDS_NEEDED else f" (fewer than {SEEDS_NEEDED} seeds: another may differ)"
         told = "; ".join(
@@ -47,7 +50,7 @@ def orders(comparison: Comparison) -> list[str]:
         )
         pairs, apart = len(curves) * (len(curves) - 1) // 2, sum(map(len, later.values()))
         rest = f" The order of {pairs - apart} of {pairs} pairs is not told." if apart < pairs else ""
-        sentences.append(f"{variant.label}: {told or 'no order is told'}, {seeds}{few}.{rest}")
+        sentences.append(f"{variant.label}: {told}, {seeds}{few}.{rest}")
     return sentences
 
 
@@ -56,16 +59,34 @@ def _found(variant: Variant) -> list[Found]:
     return [dynamics(run) for _, run in sorted((variant.finished or variant.runs).items())]
 
 
-def _cell(variant: Variant, found: list[Onset | None]) -> Cell:
-    there = [onset for onset in found if onset is not None]
-    notes = [unfinished(variant)]
-    if len(there) < len(found):
-        notes.append(f"none in {len(found) - len(there)} of {len(found)} seeds" if there or len(found) > 1 else "none")
+def _sets_in(column: str, found: Found) -> Onset | None:
+    """The onset of a curve that moved to where more outliers lie: a sink that goes does not set in."""
+    at = found.get(column)
+    return at if at is not None and grows(column, at) else None
+
+
+def _cell(variant: Variant, column: str, runs: list[Found]) -> Cell:
+    logged = [found for found in runs if column in found]
+    there = [at for found in logged if (at := _sets_in(column, found)) is not None]
+    away = [at for found in logged if (at := found[column]) is not None and not grows(column, at)]
+    notes = [unfinished(variant), _moved(there)]
+    if away:
+        notes.append(f"moves away from outliers in {_of(len(away), len(logged))}, {_moved(away)}")
+    if still := len(logged) - len(there) - len(away):
+        notes.append(f"none in {_of(still, len(logged))}")
+    note = "; ".join(filter(None, notes))
     if not there:
-        return Cell(note="; ".join(filter(None, notes)))
-    notes.append(f"from {number(fmean(o.start for o in there))} to {number(fmean(o.end for o in there))}")
+        return Cell(note=note)
     span = min(onset.low for onset in there), max(onset.high for onset in there)
-    return Cell(tuple(onset.step for onset in there), "; ".join(filter(None, notes)), span=span)
+    return Cell(tuple(onset.step for onset in there), note, span=span)
+
+
+def _moved(found: list[Onset]) -> str:
+    return f"from {number(fmean(o.start for o in found))} to {number(fmean(o.end for o in found))}" if found else ""
+
+
+def _of(count: int, seeds: int) -> str:
+    return f"{count} of {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _name(column: str) -> str:

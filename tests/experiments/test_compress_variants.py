@@ -117,10 +117,9 @@ def test_a_large_difference_of_gaps_is_one_where_the_baseline_exceeds_its_null(t
     assert main[0].difference.mean == pytest.approx(-0.7)
     # The others are a family of their own, one of them without a null.
     words = {verdict.measure.title: verdict for verdict in found.verdicts}
-    assert words["w8a8 qualcomm"].word == NOT_ASSESSABLE
-    assert words["w8a8 qualcomm"].reason == "the setting has no null"
     assert "w8a8 qualcomm" not in found.excesses
-    rest = len(SETTINGS) - len(MAIN) - 1
+    assert found.gaps["w8a8 qualcomm"].null is None
+    rest = len(SETTINGS) - len(MAIN)
     assert words["w8 zero-point per tensor"].adjusted_p == pytest.approx(rest / 6 * main[0].adjusted_p)
     excess = found.excesses["w4a4 absmax"].cells["sigmoid"]
     assert excess.mean == pytest.approx(0.21)
@@ -132,8 +131,8 @@ def test_a_large_difference_of_gaps_is_one_where_the_baseline_exceeds_its_null(t
 @pytest.mark.parametrize(
     ("softmax", "changes", "reason"),
     [
-        ((0.05, 1.0, 1.0), {}, "softmax itself does not exceed the metric’s null in every seed"),
-        ((0.11, 0.3, 0.9), {}, "softmax itself does not exceed the metric’s null beyond seed noise"),
+        ((0.05, 1.0, 1.0), {}, "softmax itself does not exceed the Gaussian null in every seed"),
+        ((0.11, 0.3, 0.9), {}, "softmax itself does not exceed the Gaussian null beyond seed noise"),
         ((math.inf, 1.0, 1.01), {}, "measured in 2 seeds only"),
         ((1.0, 1.01, 1.02), {"corpus": "dead"}, "trained on different corpora"),
     ],
@@ -142,6 +141,17 @@ def test_what_is_not_assessable_says_why(tmp_path, softmax, changes, reason):
     _, _, found = three(tmp_path, softmax, (0.3, 0.32, 0.31), **changes)
     verdict = found.verdicts[0]
     assert (verdict.word, verdict.reason) == (NOT_ASSESSABLE, reason)
+
+
+def test_pruning_is_judged_where_it_costs_anything(tmp_path):
+    # A mask by chance costs more than a chosen one: the gap lies below that null, and above 0.
+    _, _, found = three(tmp_path, (0.05, 0.051, 0.052), (0.03, 0.032, 0.031))
+    words = {verdict.measure.title: verdict.word for verdict in found.verdicts}
+    assert words["magnitude 50 %"] == words["w8a8 qualcomm"] == DIFFERS
+    assert words["w8a8 absmax"] == NOT_ASSESSABLE
+    _, _, found = three(tmp_path / "none", (-0.01, 0.051, 0.052), (0.03, 0.032, 0.031))
+    reasons = {verdict.measure.title: verdict.reason for verdict in found.verdicts}
+    assert reasons["magnitude 50 %"] == "softmax itself does not exceed a gap of 0 in every seed"
 
 
 def test_seed_noise_is_no_difference(tmp_path):

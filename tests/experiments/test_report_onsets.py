@@ -39,7 +39,7 @@ def test_steps_bounds_and_order(tmp_path):
     assert massive.cells["softmax"].note == "none in 3 of 3 seeds"
     assert orders(comparison) == [
         "softmax: sink rate before value norm, first key over the others, in all 3 seeds.",
-        "sigmoid: no order is told, in all 3 seeds. The order of 1 of 1 pairs is not told.",
+        "sigmoid: the probes tell no order that holds in every seed.",
     ]
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = {(row["variant"], row["measure"]): row for row in csv.DictReader(file)}
@@ -60,6 +60,21 @@ def test_few_seeds_and_unfinished_runs_are_said_to_be_so(tmp_path):
     assert orders(comparison)[0].endswith("in its one seed (fewer than 3 seeds: another may differ).")
     (sink, _) = onset_lines(comparison)
     assert sink.cells["sigmoid"].note == "unfinished: step 400; from 0.100 to 0.900"
+
+
+def test_a_sink_that_goes_does_not_set_in(tmp_path):
+    for seed in range(3):
+        rises = seed == 2
+        logged = {SINK: jump(100) if rises else jump(100, 0.9, 0.1), DRAIN: jump(350, 1.0, 0.2)}
+        write_run(tmp_path, "softmax", seed, logged=logged, **LONG)
+    (comparison,) = load(tmp_path)
+    (sink, drain) = onset_lines(comparison)
+    assert sink.cells["softmax"].values == (125.0,)
+    assert sink.cells["softmax"].note == (
+        "from 0.100 to 0.900; moves away from outliers in 2 of 3 seeds, from 0.900 to 0.100"
+    )
+    assert len(drain.cells["softmax"].values) == 3
+    assert orders(comparison) == []  # one curve alone sets in in every seed
 
 
 def test_without_curves_there_is_no_table(tmp_path):
