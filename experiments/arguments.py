@@ -18,7 +18,7 @@ Within a seed all variants share tokens, order and initial values; another seed 
 A finished run is not run again, an interrupted one goes on from its checkpoint."""
 EPILOG = """\
 Any other option is passed on to every run: --trainer.max_steps 500 --model.optimizer.lr 3e-4
-Layout: OUT/<variant>/seed=<n>/ (each with its log.txt), OUT/report.html, OUT/figures/*.png
+Layout: OUT/<variant>/seed=<n>/ (each with its log.txt), OUT/report.html, OUT/results.csv, OUT/figures/*.png
 Example: python train.py compare --config configs/demo_text.yaml --seeds 0-2 \\
              --attention 'softmax,context_scaling,{name: sink_key_value, slots: 4}' --out runs/three"""
 OURS = {
