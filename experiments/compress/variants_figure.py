@@ -4,17 +4,20 @@ from statistics import fmean
 
 import matplotlib as mpl
 
-from experiments.compress.figures import NULL, scale
+from experiments.compress.figures import scale
 from experiments.compress.side_by_side import MAIN, Rows, gap_values, null_gaps
 from experiments.drawing.canvas import STYLE, Picture, canvas, render, wrapped
 from experiments.drawing.spikes import share
 from experiments.report.comparison import Comparison
+from outliers.compression.recipe import SETTINGS
 
 COLUMNS, WIDE = 3, 2.5  # panels a row; inches of a panel
+PRUNING = {setting.name for setting in SETTINGS if setting.pruning}  # a mask by chance lies far outside the panel
+NULL = {"marker": "D", "s": 22, "facecolors": "none", "edgecolors": "#222222"}
 
 
 def main_settings(comparison: Comparison, rows: Rows) -> Picture:
-    """Dots: seeds; bars: their mean; orange: the variant's own null, the mean over seeds."""
+    """Dots: seeds; bars: their mean; diamonds: the variant's own null, the mean over seeds; none for pruning."""
     variants = [variant for variant in comparison.variants if rows[variant.label]]
     names = [wrapped(variant.label, 20) for variant in variants]
     lines = max(name.count("\n") + 1 for name in names)
@@ -30,11 +33,13 @@ def main_settings(comparison: Comparison, rows: Rows) -> Picture:
             axes = figure.add_axes(share(figure, box))
             drawn = []
             for place, variant in enumerate(variants):
-                gaps, nulls = gap_values(rows, variant.label, setting), null_gaps(rows, variant.label, setting)
+                gaps = gap_values(rows, variant.label, setting)
+                nulls = [] if setting in PRUNING else null_gaps(rows, variant.label, setting)
                 axes.scatter(gaps, [place] * len(gaps), s=20, color=variant.colour, alpha=0.55, linewidths=0, zorder=3)
-                for values, colour, mark, size in ((gaps, variant.colour, "|", 190), (nulls, NULL, "d", 22)):
-                    if values:
-                        axes.scatter([fmean(values)], [place], marker=mark, s=size, color=colour, zorder=4)
+                if gaps:
+                    axes.scatter([fmean(gaps)], [place], marker="|", s=190, color=variant.colour, zorder=4)
+                if nulls:
+                    axes.scatter([fmean(nulls)], [place], zorder=5, **NULL)
                 drawn += [*gaps, *nulls]
             axes.set_xscale(**scale(drawn, []))
             if axes.get_xscale() == "linear":
@@ -48,7 +53,7 @@ def main_settings(comparison: Comparison, rows: Rows) -> Picture:
             axes.set_title(setting, loc="left", fontsize=9.5)
         figure.text(0.5, 0.02, "gap in log perplexity (nats a token); each panel has its own scale", ha="center")
     caption = (
-        "Dots: seeds; bar: their mean; orange: the variant’s own null, the same bits with the ranges of Gaussian "
-        "entries, or a mask by chance, the mean over seeds. Left is better."
+        "Dots: seeds; bar: their mean; diamond: the variant’s own null, the same bits with the ranges of Gaussian "
+        "entries, the mean over seeds. The null of pruning, a mask by chance, is in the table. Left is better."
     )
     return Picture("main-settings", "Main settings by variant", caption, render(figure), wide=True)
