@@ -9,6 +9,9 @@ import pyarrow.csv as pa_csv
 from outliers.access import Decoder, Text
 from outliers.table import write as write_parquet
 
+TABLE = "compression.parquet"
+INPUTS = "inputs.json"  # beside the results of a comparison's run: what they were made from
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -37,8 +40,9 @@ class Subject:
 
 
 def write(out: Path, table: pa.Table, subject: Subject) -> None:
-    """DIR/compression.csv and DIR/compression.parquet: the same rows."""
+    """DIR/compression.csv and DIR/compression.parquet: the same rows. An inputs.json of others goes."""
+    (out / INPUTS).unlink(missing_ok=True)
     for name, value in reversed(subject.columns().items()):
         table = table.add_column(0, name, pa.array([value] * len(table)))
-    write_parquet(out / "compression.parquet", table)
+    write_parquet(out / TABLE, table)
     pa_csv.write_csv(table, out / "compression.csv")

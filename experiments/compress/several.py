@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from errors import InputError
 from experiments.compress.one import Options, compress
+from experiments.compress.results import INPUTS, TABLE
 from experiments.compress.side_by_side import Rows
 from experiments.compress.variants_page import write
 from experiments.model_arguments import made
@@ -22,8 +23,6 @@ from experiments.runs import Run, is_run
 from models.sharded import REST
 from outliers.compression.recipe import VERSION
 from training.run_directory import RunDirectory, write_atomically
-
-INPUTS = "inputs.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Job:
 def holds_several(model: str) -> bool:
     """Whether MODEL is a folder that is no model itself, so that it may hold a comparison."""
     folder = Path(model).expanduser()
-    alone = is_run(folder) or (folder / "config.yaml").is_file() or (folder / REST).exists()
+    alone = is_run(folder) or any((folder / mark).exists() for mark in ("config.yaml", "config.json", REST))
     return not model.startswith("hf:") and folder.is_dir() and not alone
 
 
@@ -69,7 +68,6 @@ def compress_all(folder: Path, out: Path, options: Options) -> Path:
         print(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are compressed already", file=sys.stderr)
     with Countdown("compressing") as countdown:
         for index, job in enumerate(waiting):
-            (job.out / INPUTS).unlink(missing_ok=True)
             compress(str(job.run.path), job.out, options, partial(_show, countdown, job, index, len(waiting)))
             write_atomically(job.out / INPUTS, json.dumps(wanted[job.out], indent=1) + "\n")
     found = [(comparison, _rows(jobs, comparison)) for comparison in comparisons]
@@ -92,8 +90,10 @@ def plan(comparisons: list[Comparison], out: Path) -> list[Job]:
 
 def left_out(comparisons: list[Comparison]) -> list[str]:
     """A few words on each run that is not finished."""
+    several = len(comparisons) > 1
     return [
-        f"{variant.label} seed={seed}, {run.status.state} at step {run.status.step:,} of {run.status.max_steps:,}"
+        f"{f'{comparison.name}: ' if several else ''}{variant.label} seed={seed}, {run.status.state} at step "
+        f"{run.status.step:,} of {run.status.max_steps:,}"
         for comparison in comparisons
         for variant in comparison.variants
         for seed, run in sorted(variant.runs.items())
@@ -115,10 +115,11 @@ def inputs(run: Run, options: Options) -> dict[str, Any]:
 
 
 def _recorded(out: Path) -> dict[str, Any] | None:
-    """What the result that is there was made from; None where there is none."""
+    """What the result that is there was made from; None where there is none that can be read."""
     try:
+        pq.read_metadata(out / TABLE)
         return json.loads((out / INPUTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # pyarrow's errors too
         return None
 
 
@@ -131,6 +132,6 @@ def _rows(jobs: list[Job], comparison: Comparison) -> Rows:
     found: Rows = {variant.label: {} for variant in comparison.variants}
     for job in jobs:
         if job.comparison is comparison:
-            table = pq.read_table(job.out / "compression.parquet").to_pylist()
+            table = pq.read_table(job.out / TABLE).to_pylist()
             found[job.variant][job.seed] = {row["setting"]: row for row in table}
     return found

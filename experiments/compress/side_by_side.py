@@ -6,7 +6,7 @@ settings say the same thing again, and each of them would ask for a larger diffe
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -55,12 +55,10 @@ def side_by_side(comparison: Comparison, rows: Rows) -> SideBySide:
     for setting in SETTINGS:
         gap, excess = _measure(setting), f"{setting.name}/excess"
         null, title = _null(comparison, rows, setting), TITLES[setting.group]
-        cells = {
-            label: Cell(tuple(by_seed.values()), verdict=verdict, difference=verdict and verdict.difference)
-            for label in rows
-            if (by_seed := _values(rows, label, setting.name, "gap"))
-            for verdict in [by_cell.get((gap.id, label))]
-        }
+        cells = _cells(rows, setting.name, "gap")
+        for label, cell in cells.items():
+            verdict = by_cell.get((gap.id, label))
+            cells[label] = replace(cell, verdict=verdict, difference=verdict and verdict.difference)
         shown = None if null.value is None else (null.value, null.hardest)
         gaps[setting.name] = Line(gap.id, gap.title, cells, UNIT, null=shown, group=title)
         if null.parts:
@@ -81,12 +79,17 @@ def null_gaps(rows: Rows, label: str, setting: str) -> list[float]:
 
 def _judge(comparison: Comparison, rows: Rows, setting: Setting) -> list[Verdict]:
     null, theirs = _null(comparison, rows, setting), _values(rows, comparison.baseline.label, setting.name, "gap")
-    return [
-        judge_values(
-            comparison, variant, _measure(setting), _values(rows, variant.label, setting.name, "gap"), theirs, null
-        )
-        for variant in comparison.others
-    ]
+    verdicts = []
+    for variant in comparison.others:
+        ours, against = _values(rows, variant.label, setting.name, "gap"), null
+        if null.exceeded and len(ours) < len(rows[variant.label]):  # the seeds that are left would flatter it
+            against = replace(null, exceeded=False, reason=_not_finite(variant.label))
+        verdicts.append(judge_values(comparison, variant, _measure(setting), ours, theirs, against))
+    return verdicts
+
+
+def _not_finite(label: str) -> str:
+    return f"the gap of {label} is not finite in every seed"
 
 
 def _measure(setting: Setting) -> Measure:
@@ -105,7 +108,7 @@ def _null(comparison: Comparison, rows: Rows, setting: Setting) -> Null:
     gaussian = bool(found) and setting.pruning is None
     margins = list(_values(rows, label, setting.name, "excess" if gaussian else "gap").values())
     if len(margins) < len(rows[label]):
-        reason = f"the gap of {label} is not finite in every seed"
+        reason = _not_finite(label)
     else:
         reason = not_exceeded(label, margins, null="the Gaussian null" if gaussian else "a gap of 0")
     if not found:
@@ -117,18 +120,24 @@ def _null(comparison: Comparison, rows: Rows, setting: Setting) -> Null:
 def _excesses(comparison: Comparison, rows: Rows, setting: Setting) -> dict[str, Cell]:
     """Described with their differences; the verdict is on the gap."""
     theirs = _values(rows, comparison.baseline.label, setting.name, "excess")
-    cells = {}
-    for variant in comparison.variants:
-        ours = _values(rows, variant.label, setting.name, "excess")
-        if ours:
-            other = variant is not comparison.baseline
-            difference = paired(comparison, variant, ours, theirs) if other else None
-            cells[variant.label] = Cell(tuple(ours.values()), difference=difference)
+    cells = _cells(rows, setting.name, "excess")
+    for variant in comparison.others:
+        if variant.label in cells:
+            ours = _values(rows, variant.label, setting.name, "excess")
+            difference = paired(comparison, variant, ours, theirs)
+            cells[variant.label] = replace(cells[variant.label], difference=difference)
     return cells
 
 
 def _cells(rows: Rows, setting: str, column: str) -> dict[str, Cell]:
-    return {label: Cell(tuple(found.values())) for label in rows if (found := _values(rows, label, setting, column))}
+    """A number of that setting by variant: of the seeds in which it is finite, and in how many it is not."""
+    cells = {}
+    for label, seeds in rows.items():
+        if seeds:
+            found = tuple(_values(rows, label, setting, column).values())
+            missing = len(seeds) - len(found)
+            cells[label] = Cell(found, f"not finite in {missing} of {len(seeds)} seeds" if missing else "")
+    return cells
 
 
 def _values(rows: Rows, label: str, setting: str, column: str) -> dict[int, float]:

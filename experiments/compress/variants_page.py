@@ -13,7 +13,7 @@ from experiments.report import html, tables
 from experiments.report.assess import DIFFERS, LEVEL, NO_DIFFERENCE, NOT_ASSESSABLE, SEEDS_NEEDED
 from experiments.report.comparison import Comparison
 from experiments.report.results import as_csv
-from experiments.report.wording import Findings, difference
+from experiments.report.wording import ONE_VARIANT, Findings, difference
 from outliers.compression.recipe import SETTINGS, VERSION
 from outliers.compression.study import FULL
 
@@ -74,8 +74,7 @@ def _findings(results: SideBySide) -> Findings:
         f"Not assessable, {reason}: {'every setting' if len(names) == len(SETTINGS) else '; '.join(names)}."
         for reason, names in reasons.items()
     ]
-    if results.verdicts:
-        cannot.append(_method(results))
+    cannot.append(_method(results) if results.verdicts else ONE_VARIANT)
     return Findings(_said(results, DIFFERS), _said(results, NO_DIFFERENCE), cannot)
 
 

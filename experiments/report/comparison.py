@@ -1,5 +1,6 @@
 """A comparison: the runs of one folder by variant and seed, the baseline, and what must be equal between them."""
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,7 +60,10 @@ class Variant:
 
 @dataclass
 class Comparison:
-    """All variants of one folder; the first one is the baseline (softmax where it is there)."""
+    """All variants of one folder; the first one is the baseline (softmax where it is there).
+
+    name: the folder's, or more of its path where `load` finds several of that name.
+    """
 
     folder: Path
     variants: list[Variant]
@@ -139,7 +143,17 @@ def load(folder: Path | str) -> list[Comparison]:
     for path, by_label in sorted(named.items()):
         variants = [Variant(label, by_label[label], *looks[label]) for label in labels if label in by_label]
         comparisons.append(Comparison(path, variants))
+    _tell_apart(comparisons)
     return comparisons
+
+
+def _tell_apart(comparisons: list[Comparison]) -> None:
+    """Folders of one name get their paths below the folder that holds all comparisons for a name."""
+    count = Counter(comparison.name for comparison in comparisons)
+    ground = Path(os.path.commonpath([comparison.folder for comparison in comparisons]))
+    for comparison in comparisons:
+        if count[comparison.name] > 1 and comparison.folder != ground:
+            comparison.name = comparison.folder.relative_to(ground).as_posix()
 
 
 def _by_label(runs: list[Run]) -> dict[str, dict[int, Run]]:

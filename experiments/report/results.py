@@ -188,8 +188,9 @@ def _added(comparison: Comparison, variant: Variant) -> Cell:
 
 def _typical(variant: Variant, column: str) -> Cell:
     """The median of each run."""
-    logged = (run.series(column)[1] for run in variant.runs.values())
-    return Cell(tuple(float(sorted(values)[len(values) // 2]) for values in logged if len(values)))
+    logged = (run.series(column)[1].tolist() for run in (variant.finished or variant.runs).values())
+    found = tuple(statistics.median(values) for values in logged if values)
+    return Cell(found, unfinished(variant) if found else "")
 
 
 def _states(variant: Variant) -> Cell:

@@ -24,6 +24,7 @@ from experiments.statistics import t_quantile
 
 EXPLICIT_MASS = "explicit_sink_mass"
 SETTINGS_NAMED = 6
+ONE_VARIANT = "There is one variant only: nothing to compare it with."
 ALONE = " *"  # marks an interval that excludes 0 where the corrected test sees no difference
 
 
@@ -106,7 +107,7 @@ def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
         )
         sentences.append(f"Not assessable, {reason}: {'; '.join(what)}.")
     if not comparison.others:
-        sentences.append("There is one variant only: nothing to compare it with.")
+        sentences.append(ONE_VARIANT)
     rate, schedule = comparison.baseline_option("model.optimizer.lr"), comparison.schedule()
     if rate is not None and "model.optimizer.lr" not in comparison.differing:
         sentences.append(

@@ -11,6 +11,7 @@ from synthetic_runs import write_run
 
 import train
 from experiments.compress.one import Options
+from experiments.compress.several import left_out
 from experiments.compress.side_by_side import MAIN, side_by_side
 from experiments.compress.variants_page import write
 from experiments.report.assess import DIFFERS, NO_DIFFERENCE, NOT_ASSESSABLE
@@ -62,6 +63,19 @@ def test_runs_are_compressed_once_and_shown_side_by_side(tiny_runs, tmp_path, ca
     after = {label: path.stat().st_mtime_ns for label, path in kept.items()}
     assert [after[label] > before[label] for label in kept] == [True, False]
 
+    # A slip loses nothing. What another command has put in a result's place, or what is cut off, is done again.
+    assert train.main([*argv[:-1], "17"]) == 2
+    assert train.main(argv) == 0
+    assert "2 of 2 runs are compressed already" in capsys.readouterr().err
+    other = ["compress", str(runs / "softmax" / "seed=0"), "--out", str(kept["softmax"].parent)]
+    assert train.main([*other, "--sequences", "2", "--length", "8"]) == 0
+    kept["sink_logit"].write_bytes(kept["sink_logit"].read_bytes()[:-9])
+    page = (out / "compression.csv").read_bytes()
+    capsys.readouterr()
+    assert train.main(argv) == 0
+    assert "compressed already" not in capsys.readouterr().err
+    assert (out / "compression.csv").read_bytes() == page
+
 
 def test_what_is_wrong_is_one_line(tiny_runs, tmp_path, capsys):
     unfinished = tmp_path / "unfinished"
@@ -70,7 +84,13 @@ def test_what_is_wrong_is_one_line(tiny_runs, tmp_path, capsys):
     shutil.copytree(tiny_runs / "softmax" / "seed=0", bare / "softmax" / "seed=0")
     shutil.rmtree(bare / "softmax" / "seed=0" / "checkpoints")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sink_logit").write_text("in the way")
     for folder, said in (
+        (tiny_runs, f"--out {tmp_path / 'out' / 'sink_logit' / 'seed=0'} is a file, or lies in one; give a folder"),
+        (tmp_path / "hub", f"(hf:{tmp_path / 'hub'} for Hugging Face's)"),
         (unfinished, "has no finished run to compress: softmax seed=1, stopped at step 3 of 6"),
         (bare, "is finished and has no checkpoints/last.ckpt"),
         (tmp_path / "empty", "contains no run"),
@@ -78,7 +98,7 @@ def test_what_is_wrong_is_one_line(tiny_runs, tmp_path, capsys):
         assert train.main(["compress", str(folder), "--out", str(tmp_path / "out"), *CHEAP]) == 2
         error = capsys.readouterr().err
         assert said in error
-        assert error.count("\n") == 1, error
+        assert len([line for line in error.splitlines() if not line.startswith(("left out", "compressing"))]) == 1
     long = ["compress", str(tiny_runs), "--out", str(tmp_path / "out"), "--length", "17"]
     assert train.main(long) == 2
     assert "longer than the 16 positions" in capsys.readouterr().err
@@ -96,9 +116,9 @@ def rows_of(gap, null_gap=0.1):
     return found
 
 
-def three(tmp_path, softmax, other, **changes):
-    """Side by side of two variants with three seeds each, their gaps given by seed."""
-    for seed in range(3):
+def two(tmp_path, softmax, other, **changes):
+    """Side by side of two variants, their gaps given by seed."""
+    for seed in range(len(softmax)):
         write_run(tmp_path, "softmax", seed, probes=False)
         write_run(tmp_path, "sigmoid", seed, probes=False, **changes)
     (comparison,) = load(tmp_path)
@@ -107,7 +127,7 @@ def three(tmp_path, softmax, other, **changes):
 
 
 def test_a_large_difference_of_gaps_is_one_where_the_baseline_exceeds_its_null(tmp_path):
-    comparison, rows, found = three(tmp_path, (1.0, 1.01, 1.02), (0.3, 0.32, 0.31))
+    comparison, rows, found = two(tmp_path, (1.0, 1.01, 1.02), (0.3, 0.32, 0.31))
     main = found.verdicts[: len(MAIN)]
     assert {verdict.measure.title for verdict in main} == set(MAIN)
     assert {verdict.word for verdict in main} == {DIFFERS}
@@ -138,22 +158,60 @@ def test_a_large_difference_of_gaps_is_one_where_the_baseline_exceeds_its_null(t
     ],
 )
 def test_what_is_not_assessable_says_why(tmp_path, softmax, changes, reason):
-    _, _, found = three(tmp_path, softmax, (0.3, 0.32, 0.31), **changes)
+    _, _, found = two(tmp_path, softmax, (0.3, 0.32, 0.31), **changes)
     verdict = found.verdicts[0]
     assert (verdict.word, verdict.reason) == (NOT_ASSESSABLE, reason)
 
 
 def test_pruning_is_judged_where_it_costs_anything(tmp_path):
     # A mask by chance costs more than a chosen one: the gap lies below that null, and above 0.
-    _, _, found = three(tmp_path, (0.05, 0.051, 0.052), (0.03, 0.032, 0.031))
+    _, _, found = two(tmp_path, (0.05, 0.051, 0.052), (0.03, 0.032, 0.031))
     words = {verdict.measure.title: verdict.word for verdict in found.verdicts}
     assert words["magnitude 50 %"] == words["w8a8 qualcomm"] == DIFFERS
     assert words["w8a8 absmax"] == NOT_ASSESSABLE
-    _, _, found = three(tmp_path / "none", (-0.01, 0.051, 0.052), (0.03, 0.032, 0.031))
+    _, _, found = two(tmp_path / "none", (-0.01, 0.051, 0.052), (0.03, 0.032, 0.031))
     reasons = {verdict.measure.title: verdict.reason for verdict in found.verdicts}
     assert reasons["magnitude 50 %"] == "softmax itself does not exceed a gap of 0 in every seed"
 
 
+def test_a_gap_that_is_not_finite_is_said_and_not_judged(tmp_path):
+    # Of four seeds three would be left, without the one that broke.
+    comparison, rows, found = two(tmp_path, (1.0, 1.01, 1.02, 1.0), (0.3, 0.32, math.nan, 0.31))
+    verdict = found.verdicts[0]
+    assert (verdict.word, verdict.reason) == (NOT_ASSESSABLE, "the gap of sigmoid is not finite in every seed")
+    cells = found.gaps["w8a8 absmax"].cells
+    assert (cells["sigmoid"].note, cells["softmax"].note) == ("not finite in 1 of 4 seeds", "")
+    assert found.excesses["w8a8 absmax"].cells["sigmoid"].note == "not finite in 1 of 4 seeds"
+    rows["sigmoid"] = dict(enumerate(map(rows_of, [math.inf] * 4)))
+    write(tmp_path / "out", [(comparison, rows)], Options(None, 5, None, "float32"), [])
+    assert "sigmoid,w8a8 absmax/gap,w8a8 absmax,nats per token,,,,,,not finite in 4 of 4 seeds" in (
+        tmp_path / "out" / "compression.csv"
+    ).read_text("utf-8")
+
+
+def test_one_variant_has_nothing_to_be_compared_with(tmp_path):
+    write_run(tmp_path, "softmax", 0, probes=False)
+    (comparison,) = load(tmp_path)
+    page = write(tmp_path, [(comparison, {"softmax": {0: rows_of(1.0)}})], Options(None, 5, None, "float32"), [])
+    assert "There is one variant only: nothing to compare it with." in page.read_text("utf-8")
+
+
+def test_comparisons_of_one_name_keep_apart(tmp_path):
+    found = []
+    for study in ("one", "two"):
+        for seed, state in ((0, "finished"), (1, "running")):
+            write_run(tmp_path / study / "text", "softmax", seed, probes=False, state=state)
+    for comparison in load(tmp_path):
+        found.append((comparison, {"softmax": {0: rows_of(1.0)}}))
+    assert [comparison.name for comparison, _ in found] == ["one/text", "two/text"]
+    assert left_out(load(tmp_path))[1] == "two/text: softmax seed=1, running at step 200 of 200"
+    write(tmp_path / "out", found, Options(None, 5, None, "float32"), [])
+    figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert figures == ["one_text-main-settings.png", "two_text-main-settings.png"]
+    with (tmp_path / "out" / "compression.csv").open(newline="", encoding="utf-8") as file:
+        assert {row["comparison"] for row in csv.DictReader(file)} == {"one/text", "two/text"}
+
+
 def test_seed_noise_is_no_difference(tmp_path):
-    _, _, found = three(tmp_path, (1.0, 1.01, 1.02), (1.01, 1.0, 1.03))
+    _, _, found = two(tmp_path, (1.0, 1.01, 1.02), (1.01, 1.0, 1.03))
     assert {verdict.word for verdict in found.verdicts[: len(MAIN)]} == {NO_DIFFERENCE}

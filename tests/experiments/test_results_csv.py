@@ -43,6 +43,7 @@ def comparison(tmp_path_factory) -> Comparison:
         write_run(folder, "softmax", seed, loss=loss, number=noisy(seed), logged=gap(0.5, seed))
         write_run(folder, "context_scaling", seed, loss=loss, number=noisy(-seed, 0.1), logged=gap(0.02, -seed))
     write_run(folder, "sigmoid", 0, steps=100, state="running")
+    write_run(folder, "softmax", 3, steps=100, state="running")
     return load(folder)[0]
 
 
@@ -82,7 +83,14 @@ def test_nulls_differences_and_verdicts(rows):
     assert slot["note"] == "unfinished: step 100"
     assert slot["verdict"] == NOT_ASSESSABLE
     assert slot["reason"] == "fewer than 3 seeds (0 shared)"
-    assert rows["sigmoid", "runs"]["note"] == "1 running"
+    assert (rows["sigmoid", "runs"]["mean"], rows["sigmoid", "runs"]["note"]) == ("0.0", "1 running")
+
+
+def test_all_numbers_are_of_finished_runs_where_there_are_some(rows):
+    for measure in ("validation/loss", "entropy", "tokens_per_second", "peak_memory"):
+        assert (rows["softmax", measure]["seeds"], rows["softmax", measure]["note"]) == ("3", "")
+        assert (rows["sigmoid", measure]["seeds"], rows["sigmoid", measure]["note"]) == ("1", "unfinished: step 100")
+    assert rows["softmax", "runs"]["note"] == "1 running"
 
 
 def test_the_page_shows_the_same_numbers(comparison, lines, rows):
