@@ -38,8 +38,9 @@ class Onset:
 
 
 def onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
-    """Halfway from the first value to the farthest one. None: too few points, or the curve does not move clearly."""
-    if len(values) < FEWEST:
+    """Halfway from the first value to the farthest one. None: too few points, one that is not finite, or the curve does
+    not move clearly."""
+    if len(values) < FEWEST or not np.isfinite(values).all():
         return None
     start = float(values[0])
     end = float(values[np.argmax(np.abs(values - start))])

@@ -61,12 +61,12 @@ def interval(values: Sequence[float], confidence: float = 0.95, least: float = 0
 
     least: the smallest standard deviation to believe. Shares that are counted (0 of 16, 16 of 16) come out equal in
     every seed long before they are known exactly, and a spread of 0 would make any difference certain.
-    Unbounded, with p = 1, where nothing tells the noise: one value, or values other than 0 that are equal but for
-    rounding, without a `least`.
+    Unbounded, with p = 1, where nothing tells the noise: one value, values other than 0 that are equal but for
+    rounding, without a `least`, or one that is not finite.
     """
     array = np.asarray(values, dtype=np.float64)
     n, mean = len(array), float(array.mean())
-    if n < 2:
+    if n < 2 or not np.isfinite(array).all():
         return Interval(mean, -math.inf, math.inf, 1.0, n)
     deviation = max(float(array.std(ddof=1)), least)
     if deviation <= ROUNDING * float(np.abs(array).max()):

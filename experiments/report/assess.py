@@ -149,6 +149,7 @@ def judge_values(
         comparison.unlike(variant)
         or _too_few(comparison.baseline, variant, difference.n if difference else 0)
         or (_parameters(comparison, variant) if measure.is_loss else "")
+        or ("" if difference is None or math.isfinite(difference.mean) else "not finite in every seed")
         or ("" if null.exceeded else null.reason)
         or ("the same difference in every seed: no spread to test it against" if _bare(difference) else "")
     )

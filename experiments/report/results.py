@@ -46,8 +46,10 @@ class Cell:
 
     @property
     def deviation(self) -> float | None:
-        """The sample standard deviation over seeds; None for fewer than two values."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """The sample standard deviation over seeds; None for fewer than two values, or where one is not finite."""
+        if len(self.values) < 2 or not all(map(math.isfinite, self.values)):
+            return None
+        return statistics.stdev(self.values)
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def line_cell(line: Line, cell: Cell) -> str:
     elif cell.values:
         deviation = cell.deviation
         text = (
-            f"{show(cell.mean)}<span class=delta>1 seed</span>" if deviation is None
-            else f"<span class=spread>{show(cell.mean)} ± {show(deviation)}</span>"
+            f"<span class=spread>{show(cell.mean)} ± {show(deviation)}</span>" if deviation is not None
+            else f"{show(cell.mean)}<span class=delta>{'1 seed' if len(cell.values) == 1 else 'not finite'}</span>"
         )  # fmt: skip
     if cell.span is not None:
         text += f'<span class="delta">between {show(cell.span[0])} and {show(cell.span[1])}</span>'

@@ -74,6 +74,12 @@ def test_a_run_s_onsets_in_their_order(tmp_path):
     assert math.isfinite(near.step)
 
 
+def test_a_curve_that_is_not_finite_has_no_onset():
+    values = sigmoid(830)
+    values[-1] = math.inf
+    assert onset(STEPS, values) is None
+
+
 def test_onsets_as_numbers_of_an_analysis():
     at = onset(STEPS, sigmoid(830))
     found = numbers({"outliers/sink_rate@0.3": at, "outliers/value_drain": None}).table().to_pylist()

@@ -1,6 +1,7 @@
 """results.csv says what the page says, unrounded; the quantisation gap is a measure where it was logged."""
 
 import csv
+import math
 import re
 from statistics import stdev
 
@@ -31,7 +32,7 @@ def noisy(seed, factor=1.0):
 
 
 def gap(last, seed):
-    return {f"outliers/{GAP}": lambda step: (last + 0.001 * seed) * step / 200 + 0.002}
+    return {f"outliers/{GAP}": lambda step: 0.002 + ((last + 0.001 * seed) * step / 200 if step else 0)}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,21 @@ def test_the_gap_within_its_null_is_not_judged(tmp_path):
     verdict = next(v for v in assess(comparison).verdicts if v.measure.id == GAP)
     assert verdict.word == NOT_ASSESSABLE
     assert "does not exceed the metric’s null" in verdict.reason
+
+
+@pytest.mark.parametrize("infinite", ["softmax", "sigmoid"])
+def test_a_number_that_is_not_finite_in_one_seed_is_shown_and_not_judged(tmp_path, infinite):
+    for seed in SEEDS:
+        for attention in ("softmax", "sigmoid"):
+            last = math.inf if attention == infinite and seed == 1 else 0.5
+            write_run(tmp_path, attention, seed, probes=False, logged=gap(last, seed * (attention == "softmax")))
+    page = build(tmp_path).read_text(encoding="utf-8")
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = {(row["variant"], row["measure"]): row for row in csv.DictReader(file)}
+    assert (rows[infinite, GAP]["mean"], rows[infinite, GAP]["standard_deviation"]) == ("inf", "")
+    assert "inf<span class=delta>not finite</span>" in page
+    row = rows["sigmoid", GAP]
+    assert (row["verdict"], row["reason"], row["difference_low"]) == (NOT_ASSESSABLE, "not finite in every seed", "")
 
 
 def test_runs_without_the_gap_are_silent_about_it(tmp_path):
