@@ -74,9 +74,9 @@ def candidates(shape: Shape) -> Iterator[Candidate]:
 
     def candidate(name: str, variant: str, backend: str | None, parts: Parts, call: Callable[[], Tensor]) -> Candidate:
         def both() -> None:
-            for leaf in leaves:
-                leaf.grad = None
             call().backward(upstream)
+            for leaf in leaves:  # now: the next call's memory is counted from here
+                leaf.grad = None
 
         def forward() -> None:
             with torch.no_grad():

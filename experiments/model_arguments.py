@@ -30,9 +30,11 @@ def model_parser(command: str, description: str, epilog: str, *, model: str, seq
 
 
 def made(out: Path) -> Path:
-    """The folder of the results. InputError: a file is in its place."""
+    """The folder of the results. InputError: a file is in its place, or it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"--out {out} is a file, or lies in one; give a folder") from None
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}") from None
     return out

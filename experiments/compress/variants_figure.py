@@ -56,4 +56,6 @@ def main_settings(comparison: Comparison, rows: Rows) -> Picture:
         "Dots: seeds; bar: their mean; diamond: the variant’s own null, the same bits with the ranges of Gaussian "
         "entries, the mean over seeds. The null of pruning, a mask by chance, is in the table. Left is better."
     )
+    if any(len(gap_values(rows, v.label, setting)) < len(rows[v.label]) for v in variants for setting in MAIN):
+        caption += " Seeds whose gap is not finite are left out."
     return Picture("main-settings", "Main settings by variant", caption, render(figure), wide=True)

@@ -120,8 +120,9 @@ def _curve(
 def _zoom(axes: Axes, drawn: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Leave the first tenth of training out of the range: its fall would flatten everything that differs."""
     late = [values[:, steps >= steps[0] + 0.1 * (steps[-1] - steps[0])] for steps, values in drawn if len(steps) > 4]
-    if late:
-        low, high = min(float(np.nanmin(v)) for v in late), max(float(np.nanmax(v)) for v in late)
+    finite = np.concatenate([np.empty(0), *(values[np.isfinite(values)] for values in late)])
+    if len(finite):
+        low, high = float(finite.min()), float(finite.max())
         pad = 0.05 * (high - low) or 0.01
         axes.set_ylim(low - pad, high + pad)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import kernels
-from benchmarks import correctness, floors, gpt2, gpu, targets
+from benchmarks import attention, correctness, floors, gpt2, gpu, targets
 from benchmarks.cases import Call
 from kernels import backends, measured
 
@@ -130,6 +130,18 @@ def test_the_bars_of_the_train_stage() -> None:
         "sigmoid/auto: 0.250 of softmax's bare loop",
     ]
     assert gpt2.bars({}) == []
+
+
+def test_a_timed_call_computes_gradients_and_keeps_none() -> None:
+    """What one call left behind would be missing from the memory of the next."""
+    shape = attention.Shape(1, 2, 2, 16, 16, torch.float32, "cpu")
+    one = next(one for one in attention.candidates(shape) if one.name == "sink_key_value [vendor]")
+    found: list[int] = []
+    for leaf in (one.parts.sinks.keys, one.parts.sinks.values):
+        leaf.register_hook(lambda grad: found.append(grad.numel()))
+    one.both()
+    assert found == [2 * 16, 2 * 16]
+    assert one.parts.sinks.keys.grad is None
 
 
 def test_the_targets_of_the_speed_stage() -> None:

@@ -71,6 +71,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(model, tmp_path, capsys):
         (str(tmp_path / "none"), "--out", "o"): "is not a model",
         (model, "--out", str(file)): "is a file, or lies in one; give a folder",
         (model, "--out", str(file / "below")): "is a file, or lies in one; give a folder",
+        (model, "--out", str(tmp_path / ("x" * 300))): "cannot be written: File name too long",
         (model, "--out", "o", "--length", "65"): "longer than the 64 positions",
         (model, "--out", "o", "--text", "validation"): "belongs to no run, so it has no validation set",
         (model, "--out", "o", "--sequences", "1"): "the text makes 1 sequence",

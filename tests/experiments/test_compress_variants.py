@@ -183,7 +183,8 @@ def test_a_gap_that_is_not_finite_is_said_and_not_judged(tmp_path):
     assert (cells["sigmoid"].note, cells["softmax"].note) == ("not finite in 1 of 4 seeds", "")
     assert found.excesses["w8a8 absmax"].cells["sigmoid"].note == "not finite in 1 of 4 seeds"
     rows["sigmoid"] = dict(enumerate(map(rows_of, [math.inf] * 4)))
-    write(tmp_path / "out", [(comparison, rows)], Options(None, 5, None, "float32"), [])
+    page = write(tmp_path / "out", [(comparison, rows)], Options(None, 5, None, "float32"), [])
+    assert "Seeds whose gap is not finite are left out." in page.read_text("utf-8")
     assert "sigmoid,w8a8 absmax/gap,w8a8 absmax,nats per token,,,,,,not finite in 4 of 4 seeds" in (
         tmp_path / "out" / "compression.csv"
     ).read_text("utf-8")

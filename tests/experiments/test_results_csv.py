@@ -138,15 +138,23 @@ def test_the_gap_within_its_null_is_not_judged(tmp_path):
 def test_a_number_that_is_not_finite_in_one_seed_is_shown_and_not_judged(tmp_path, infinite):
     for seed in SEEDS:
         for attention in ("softmax", "sigmoid"):
-            last = math.inf if attention == infinite and seed == 1 else 0.5
-            write_run(tmp_path, attention, seed, probes=False, logged=gap(last, seed * (attention == "softmax")))
+            broken = attention == infinite and seed == 1
+            logged = gap(math.inf if broken else 0.5, seed * (attention == "softmax"))
+            end = math.inf if broken else 1.0 + seed
+            loss = lambda step, end=end: 3.0 if step < 200 else end  # noqa: E731
+            write_run(tmp_path, attention, seed, probes=False, logged=logged, loss=loss)
     page = build(tmp_path).read_text(encoding="utf-8")
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = {(row["variant"], row["measure"]): row for row in csv.DictReader(file)}
-    assert (rows[infinite, GAP]["mean"], rows[infinite, GAP]["standard_deviation"]) == ("inf", "")
+    for measure in (GAP, "validation/loss"):
+        assert (rows[infinite, measure]["mean"], rows[infinite, measure]["standard_deviation"]) == ("inf", "")
+        row = rows["sigmoid", measure]
+        assert (row["verdict"], row["reason"], row["difference_low"]) == (
+            NOT_ASSESSABLE,
+            "not finite in every seed",
+            "",
+        )
     assert "inf<span class=delta>not finite</span>" in page
-    row = rows["sigmoid", GAP]
-    assert (row["verdict"], row["reason"], row["difference_low"]) == (NOT_ASSESSABLE, "not finite in every seed", "")
 
 
 def test_runs_without_the_gap_are_silent_about_it(tmp_path):
