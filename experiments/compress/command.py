@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`compress MODEL --out DIR`. InputError: one line on what is wrong with the model, the text or the folder."""
     parser = model_parser(
         "compress", DESCRIPTION, EPILOG, model="what to compress; it is only read", sequences=20,
-        what="sequences at most; a fifth calibrates, the others are evaluated",
+        what="sequences at most; every fifth, 16 in all, calibrates, the others are evaluated",
     )  # fmt: skip
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64 (default float32)")
     arguments = parser.parse_args(argv)
