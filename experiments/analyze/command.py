@@ -15,7 +15,7 @@ MODEL is a run directory, one of its checkpoints, a weights-*.safetensors, or hf
 (GPT-2, LLaMA, Mistral, Qwen2, Qwen3)."""
 EPILOG = """\
 Layout: DIR/report.html, DIR/numbers.parquet (every number), DIR/figures/*.png
-Example: python train.py analyze runs/demo/softmax/seed=0 --out runs/demo/analysis"""
+Example: python train.py analyze runs/demo/text/softmax/seed=0 --out runs/analysis"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

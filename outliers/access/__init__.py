@@ -1,6 +1,6 @@
 """Any decoder opened for analysis: a run of ours, one of its checkpoints, or a model in Hugging Face's format.
 
-decoder = open_decoder("runs/demo/softmax/seed=0")       # or a .ckpt, a .safetensors, hf:gpt2, hf:/a/folder
+decoder = open_decoder("runs/demo/text/softmax/seed=0")  # or a .ckpt, a .safetensors, hf:gpt2, hf:/a/folder
 text = sequences(decoder, "text.txt", count=8, length=256)
 nats_BT = decoder.nats(text.tokens)
 with decoder.hooked([("down_input", 3, lambda x_BTM: x_BTM.clamp(-8, 8))]):
