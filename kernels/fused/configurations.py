@@ -52,10 +52,12 @@ def tiles(
     if dtype == torch.float32:
         return _full_precision(kernel, size, crowded)
     if kernel == "rows":
-        return Tiles(64 if size <= 64 else 32 if size <= 128 else 16, 0, 8 if architecture >= 100 else 4, 1)
-    if size <= 128:
-        return _half_precision(kernel, size > 64, architecture, crowded)
-    return _large_heads(kernel, architecture, crowded)
+        found = Tiles(64 if size <= 64 else 32 if size <= 128 else 16, 0, 8 if architecture >= 100 else 4, 1)
+    elif size <= 128:
+        found = _half_precision(kernel, size > 64, architecture, crowded)
+    else:
+        found = _large_heads(kernel, architecture, crowded)
+    return found._replace(registers=MOST_REGISTERS) if size < 64 else found
 
 
 def _crowded(kernel: str, architecture: int, score: int, keep: bool) -> bool:
