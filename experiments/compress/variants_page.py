@@ -13,8 +13,8 @@ from experiments.report import html, tables
 from experiments.report.assess import DIFFERS, LEVEL, NO_DIFFERENCE, NOT_ASSESSABLE, SEEDS_NEEDED
 from experiments.report.comparison import Comparison
 from experiments.report.results import as_csv
-from experiments.report.wording import ONE_VARIANT, Findings, difference
-from outliers.compression.recipe import SETTINGS, VERSION
+from experiments.report.wording import ONE_VARIANT, Findings, difference, explained, withheld
+from outliers.compression.recipe import VERSION
 from outliers.compression.study import FULL
 
 READING = (
@@ -66,16 +66,9 @@ def _setting(comparison: Comparison, rows: Rows, options: Options) -> str:
 
 def _findings(results: SideBySide) -> Findings:
     """The main settings' verdicts in words, and how many of the others' came out so."""
-    reasons: dict[str, dict[str, None]] = defaultdict(dict)
-    for verdict in results.verdicts:
-        if verdict.word == NOT_ASSESSABLE:
-            reasons[verdict.reason][verdict.measure.title] = None
-    cannot = [
-        f"Not assessable, {reason}: {'every setting' if len(names) == len(SETTINGS) else '; '.join(names)}."
-        for reason, names in reasons.items()
-    ]
+    cannot = withheld(results.comparison, results.verdicts, "every setting")
     cannot.append(_method(results) if results.verdicts else ONE_VARIANT)
-    return Findings(_said(results, DIFFERS), _said(results, NO_DIFFERENCE), cannot)
+    return Findings(_said(results, DIFFERS), explained(_said(results, NO_DIFFERENCE)), cannot)
 
 
 def _said(results: SideBySide, word: str) -> list[str]:

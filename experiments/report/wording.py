@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -49,13 +50,17 @@ def findings(comparison: Comparison, assessment: Assessment) -> Findings:
             shows.append(f"{name}: {'; '.join(different)}.")
         if equal:
             shows_not.append(f"{name}: {'; '.join(equal)}.")
-    if any(ALONE in sentence for sentence in shows_not):
-        shows_not.append(
-            f"{ALONE.strip()} The interval excludes 0 by itself; the test corrected for all comparisons does not."
-        )
     return Findings(
-        [*shows, *_moved(comparison), *_exceeding(comparison, assessment)], shows_not, _cannot(comparison, assessment)
+        [*shows, *_moved(comparison), *_exceeding(comparison, assessment)],
+        explained(shows_not),
+        _cannot(comparison, assessment),
     )
+
+
+def explained(shows_not: list[str]) -> list[str]:
+    """The sentences, and what the mark of `difference` means where one has it."""
+    note = f"{ALONE.strip()} The interval excludes 0 by itself; the test corrected for all comparisons does not."
+    return [*shows_not, note] if any(ALONE in sentence for sentence in shows_not) else shows_not
 
 
 def _exceeding(comparison: Comparison, assessment: Assessment) -> list[str]:
@@ -89,10 +94,15 @@ def _moved(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
+def withheld(comparison: Comparison, verdicts: Sequence[Verdict], every: str) -> list[str]:
+    """A sentence for each reason why there is no verdict: of what, and of which variants where it is not all of them.
+
+    every: names all that is judged, "every measure".
+    """
     sentences = []
+    judged = {verdict.measure.id for verdict in verdicts}
     by_reason: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for verdict in assessment.verdicts:
+    for verdict in verdicts:
         if verdict.word == NOT_ASSESSABLE:
             by_reason[verdict.reason][verdict.measure.title].append(verdict.variant)
     everyone = [variant.label for variant in comparison.others]
@@ -101,11 +111,16 @@ def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
         for title, variants in by_measure.items():
             alike[tuple(variants)].append(_low(title))
         what = (
-            ("every measure" if len(titles) == len(assessment.nulls) else "; ".join(titles))
+            (every if len(titles) == len(judged) else "; ".join(titles))
             + ("" if list(variants) == everyone else f" ({', '.join(variants)})")
             for variants, titles in alike.items()
         )
         sentences.append(f"Not assessable, {reason}: {'; '.join(what)}.")
+    return sentences
+
+
+def _cannot(comparison: Comparison, assessment: Assessment) -> list[str]:
+    sentences = withheld(comparison, assessment.verdicts, "every measure")
     if not comparison.others:
         sentences.append(ONE_VARIANT)
     rate, schedule = comparison.baseline_option("model.optimizer.lr"), comparison.schedule()

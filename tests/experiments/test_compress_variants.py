@@ -190,6 +190,20 @@ def test_a_gap_that_is_not_finite_is_said_and_not_judged(tmp_path):
     ).read_text("utf-8")
 
 
+def test_findings_say_of_which_variants_and_what_their_mark_means(tmp_path):
+    for seed in range(3):
+        for attention in ("softmax", "sigmoid", "softpick")[: 3 if seed == 0 else 2]:
+            write_run(tmp_path, attention, seed, probes=False)
+    (comparison,) = load(tmp_path)
+    # sigmoid lies 0.1 ± 0.03 below: clear by itself, not after a correction for six.
+    gaps = {"softmax": (1.0, 1.01, 1.02), "sigmoid": (0.87, 0.91, 0.95), "softpick": (0.5,)}
+    rows = {label: dict(enumerate(map(rows_of, values))) for label, values in gaps.items()}
+    page = write(tmp_path / "out", [(comparison, rows)], Options(None, 5, None, "float32"), []).read_text("utf-8")
+    assert "Not assessable, fewer than 3 seeds (1 shared): every setting (softpick)." in page
+    assert "w8a8 absmax: sigmoid −0.100 [−0.175, −0.025] *." in page
+    assert "* The interval excludes 0 by itself; the test corrected for all comparisons does not." in page
+
+
 def test_one_variant_has_nothing_to_be_compared_with(tmp_path):
     write_run(tmp_path, "softmax", 0, probes=False)
     (comparison,) = load(tmp_path)
