@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,13 @@ def unfinished(variant: Variant) -> str:
     return f"unfinished: step {max(run.status.step for run in variant.runs.values()):,}"
 
 
+def _said_of(variant: Variant, found: Collection[float]) -> str:
+    """What is said beside numbers of runs that are not finished, or of fewer runs than there are."""
+    runs = variant.finished or variant.runs
+    few = f"in {len(found)} of {len(runs)} seeds" if 0 < len(found) < len(runs) else ""
+    return "; ".join(filter(None, (unfinished(variant) if found else "", few)))
+
+
 def _row(line: Line, cell: Cell) -> dict[str, object]:
     row: dict[str, object] = {"title": line.title, "note": cell.note, "unit": line.unit}
     if cell.values:
@@ -156,7 +163,7 @@ def _measured(comparison: Comparison, assessment: Assessment, measure: Measure) 
         if found:
             verdict = assessment.verdict(measure, variant.label)
             cells[variant.label] = Cell(
-                tuple(found), unfinished(variant), own_null(comparison, measure, runs),
+                tuple(found), _said_of(variant, found), own_null(comparison, measure, runs),
                 verdict and verdict.difference, verdict,
             )  # fmt: skip
     null = assessment.nulls.get(measure.id)
@@ -167,7 +174,7 @@ def _measured(comparison: Comparison, assessment: Assessment, measure: Measure) 
 
 def _last(variant: Variant, column: str) -> Cell:
     found = [value for run in (variant.finished or variant.runs).values() if (value := run.last(column)) is not None]
-    return Cell(tuple(found), unfinished(variant) if found else "")
+    return Cell(tuple(found), _said_of(variant, found))
 
 
 def _steps_to(assessment: Assessment, variant: Variant) -> Cell:
@@ -192,7 +199,7 @@ def _typical(variant: Variant, column: str) -> Cell:
     """The median of each run."""
     logged = (run.series(column)[1].tolist() for run in (variant.finished or variant.runs).values())
     found = tuple(statistics.median(values) for values in logged if values)
-    return Cell(found, unfinished(variant) if found else "")
+    return Cell(found, _said_of(variant, found))
 
 
 def _states(variant: Variant) -> Cell:

@@ -94,6 +94,14 @@ def test_all_numbers_are_of_finished_runs_where_there_are_some(rows):
     assert rows["softmax", "runs"]["note"] == "1 running"
 
 
+def test_a_number_of_fewer_seeds_says_so(tmp_path):
+    for seed in SEEDS:
+        write_run(tmp_path, "softmax", seed, probes=seed != 1)
+    (comparison,) = load(tmp_path)
+    by_id = {line.id: line.cells.get("softmax") for line in results(comparison, assess(comparison))}
+    assert (by_id["entropy"].note, by_id["validation/loss"].note) == ("in 2 of 3 seeds", "")
+
+
 def test_the_page_shows_the_same_numbers(comparison, lines, rows):
     cells = {
         title: re.findall(r"<td>(.*?)</td>", body)[1:]
