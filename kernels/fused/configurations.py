@@ -50,15 +50,16 @@ def tiles(
     size = padded(head_dim)
     crowded = _crowded(kernel, architecture, score, keep)
     if dtype == torch.float32:
-        return _full_precision(kernel, size, crowded)
-    if kernel == "rows":
+        found = _full_precision(kernel, size, crowded)
+    elif kernel == "rows":
         found = Tiles(64 if size <= 64 else 32 if size <= 128 else 16, 0, 8 if architecture >= 100 else 4, 1)
     elif size <= 128:
         found = _half_precision(kernel, size > 64, architecture, crowded)
     else:
         found = _large_heads(kernel, architecture, crowded)
-    # Small heads, and those whose size is masked: spilled a few registers, which those of 64, 128 and 256 do not.
-    return found._replace(registers=MOST_REGISTERS) if size < 64 or size != head_dim else found
+    # These spilled a few registers to fit more programs; half precision at 64, 128 and 256 does not.
+    spilled = dtype == torch.float32 or size < 64 or size != head_dim
+    return found._replace(registers=MOST_REGISTERS) if spilled else found
 
 
 def _crowded(kernel: str, architecture: int, score: int, keep: bool) -> bool:
@@ -110,8 +111,8 @@ def _large_heads(kernel: str, architecture: int, crowded: bool) -> Tiles:
 def _full_precision(kernel: str, size: int, crowded: bool) -> Tiles:
     """float32 products have no tensor-core instruction: small tiles, many warps."""
     if kernel == "rows":
-        return Tiles(32 if size <= 64 else 16, 0, 4, 1, MOST_REGISTERS)
+        return Tiles(32 if size <= 64 else 16, 0, 4, 1)
     if size <= 64:
-        return Tiles(16 if kernel == "dq" else 32, 32, 8, 1, MOST_REGISTERS)
+        return Tiles(16 if kernel == "dq" else 32, 32, 8, 1)
     narrow = size > 128 and (kernel in ("dq", "statistics") or (kernel == "forward" and crowded))
-    return Tiles(16, 16 if narrow else 32, 8, 1, MOST_REGISTERS)
+    return Tiles(16, 16 if narrow else 32, 8, 1)
