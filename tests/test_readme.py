@@ -23,7 +23,7 @@ def of(command: str) -> list[list[str]]:
 
 
 def test_every_command_is_one_that_this_file_checks():
-    known = {"prepare", "fit", "compare", "report", "doctor"}
+    known = {"prepare", "fit", "compare", "report", "analyze", "compress", "doctor"}
     for words in COMMANDS:
         by_hand = words[:2] == ["python", "train.py"] and words[2] in known
         assert words[0] == "make" or by_hand or words == [".", ".venv/bin/activate"], words
@@ -59,7 +59,8 @@ def test_prepare_and_report_read_what_the_other_commands_made(monkeypatch):
     for argv in of("prepare"):
         assert Path(argv[argv.index("--config") + 1]).is_file()
     made = {argv[argv.index("--out") + 1] for argv in of("compare")}
-    assert all(argv[0] in made for argv in of("report"))
+    for argv in of("report") + of("analyze") + of("compress"):
+        assert any(argv[0] == folder or argv[0].startswith(f"{folder}/") for folder in made), argv[0]
 
 
 def test_make_targets_exist():
