@@ -27,11 +27,11 @@ READING = (
 
 
 def write(out: Path, found: list[tuple[Comparison, Rows]], options: Options, left_out: list[str]) -> Path:
-    """OUT/compression.html, .csv and figures; returns the page's path. left_out: the runs that are not finished."""
+    """OUT/compression.html, .csv and figures; returns the page's path. left_out: each run that is not shown, and why."""
     sections, said = [], []
     for comparison, rows in found:
         if not any(rows.values()):
-            continue  # none of its runs is finished; they are named among those left out
+            continue  # all of its runs are left out, and named there
         results = side_by_side(comparison, rows)
         picture = main_settings(comparison, rows)
         save(out / "figures", [picture], f"{comparison.name}-" if len(found) > 1 else "")
@@ -44,7 +44,7 @@ def write(out: Path, found: list[tuple[Comparison, Rows]], options: Options, lef
             f"{tables.lines_table(comparison, results.lines, 'Setting', 'the same without outliers')}</section>\n"
         )
     (out / "compression.csv").write_text(as_csv(said), encoding="utf-8")
-    omitted = f'<p class="soft">Left out, not finished: {escape("; ".join(left_out))}.</p>' if left_out else ""
+    omitted = f'<p class="soft">Left out: {escape("; ".join(left_out))}.</p>' if left_out else ""
     path = out / "compression.html"
     body = f"<p>{escape(READING)}</p>{omitted}{''.join(sections)}"
     path.write_text(document.document("What compression costs, by variant", body), encoding="utf-8")
@@ -59,7 +59,7 @@ def _setting(comparison: Comparison, rows: Rows, options: Options) -> str:
     source = "each run’s validation set" if options.text in (None, "validation") else options.text
     runs = ", ".join(f"{label} {len(seeds)}" for label, seeds in rows.items())
     return (
-        f"Recipe {VERSION}, {options.dtype}. Evaluated: {source}, {evaluated}. Finished runs: {runs}. "
+        f"Recipe {VERSION}, {options.dtype}. Evaluated: {source}, {evaluated}. Runs: {runs}. "
         f"{html.setting(comparison)}"
     )
 

@@ -3,5 +3,5 @@
     python train.py compress MODEL --out DIR
 
 quantise (the number formats), calibrate (ranges), prune (masks), recipe (the table), apply (a setting on a decoder),
-study (all settings), report (files, figures, page). The definitions in words: docs/compression.md.
+study (all settings). The definitions in words: docs/compression.md.
 """

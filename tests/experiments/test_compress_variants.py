@@ -43,15 +43,16 @@ def test_runs_are_compressed_once_and_shown_side_by_side(tiny_runs, tmp_path, ca
     assert shown["null_kind"] == "w8a8 absmax, Gaussian"
     page = (out / "compression.html").read_text(encoding="utf-8")
     for said in (
-        "Left out, not finished: softmax seed=1", "validation set, 4 sequences of 16 tokens",
+        "Left out: softmax seed=1, stopped at step 3 of 6.", "validation set, 4 sequences of 16 tokens",
         "fewer than 3 seeds (1 shared)",
     ):  # fmt: skip
         assert said in page
     assert (out / "figures" / "main-settings.png").is_file()
 
     # Again: nothing is done but the page. Another checkpoint: that run alone. Other options: all.
+    # The validation set is the text where none is given.
     before = {label: path.stat().st_mtime_ns for label, path in kept.items()}
-    assert train.main(argv) == 0
+    assert train.main([*argv, "--text", "validation"]) == 0
     assert "2 of 2 runs are compressed already" in capsys.readouterr().err
     assert {label: path.stat().st_mtime_ns for label, path in kept.items()} == before
     os.utime(runs / "softmax" / "seed=0" / "checkpoints" / "last.ckpt")
@@ -62,6 +63,13 @@ def test_runs_are_compressed_once_and_shown_side_by_side(tiny_runs, tmp_path, ca
     assert "now softmax seed=0, full precision" in printed
     after = {label: path.stat().st_mtime_ns for label, path in kept.items()}
     assert [after[label] > before[label] for label in kept] == [True, False]
+
+    assert train.main([*argv, "--length", "8"]) == 0
+    assert "compressed already" not in capsys.readouterr().err
+    assert {pq.read_table(path)["length"][0].as_py() for path in kept.values()} == {8}
+    assert "4 sequences of 8 tokens" in (out / "compression.html").read_text(encoding="utf-8")
+    assert train.main(argv) == 0
+    capsys.readouterr()
 
     # A slip loses nothing. What another command has put in a result's place, or what is cut off, is done again.
     assert train.main([*argv[:-1], "17"]) == 2
@@ -77,6 +85,40 @@ def test_runs_are_compressed_once_and_shown_side_by_side(tiny_runs, tmp_path, ca
     assert (out / "compression.csv").read_bytes() == page
 
 
+def test_a_run_that_cannot_be_compressed_stops_no_other(tiny_runs, tmp_path, capsys):
+    """Two comparisons of one name; in each one run is finished and has no whole checkpoint."""
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for study in ("one", "two"):
+        shutil.copytree(tiny_runs, runs / study / "text")
+        shutil.rmtree(runs / study / "text" / "softmax" / "seed=1")
+    missing = runs / "one" / "text" / "softmax" / "seed=0"
+    shutil.rmtree(missing / "checkpoints")
+    damaged = runs / "two" / "text" / "sink_logit" / "seed=0" / "checkpoints" / "last.ckpt"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    argv = ["compress", str(runs), "--out", str(out), *CHEAP]
+    assert train.main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == f"compression: {out / 'compression.html'}\n"
+    last = printed.err.splitlines()[-1]
+    assert last.startswith("error: not compressed, the page shows the others: one/text: softmax seed=0: ")
+    assert f"{missing} is finished and has no checkpoints/last.ckpt" in last
+    assert f"two/text: sink_logit seed=0: checkpoint {damaged} is damaged" in last
+    page = (out / "compression.html").read_text(encoding="utf-8")
+    assert f"Left out: one/text: softmax seed=0: {missing} is finished" in page
+    assert f"{damaged} is damaged" in page
+    done = {str(path.relative_to(out).parent) for path in out.rglob("compression.parquet")}
+    assert done == {"one/text/sink_logit/seed=0", "two/text/softmax/seed=0"}
+    with (out / "compression.csv").open(newline="", encoding="utf-8") as file:
+        rows = {(row["comparison"], row["variant"]): row for row in csv.DictReader(file) if row["mean"]}
+    assert set(rows) == {("one/text", "sink_logit"), ("two/text", "softmax")}
+    # What is mended is done, and nothing else.
+    shutil.copytree(tiny_runs / "softmax" / "seed=0" / "checkpoints", missing / "checkpoints")
+    shutil.copyfile(tiny_runs / "sink_logit" / "seed=0" / "checkpoints" / "last.ckpt", damaged)
+    assert train.main(argv) == 0
+    assert "2 of 4 runs are compressed already" in capsys.readouterr().err
+    assert "Left out" not in (out / "compression.html").read_text(encoding="utf-8")
+
+
 def test_what_is_wrong_is_one_line(tiny_runs, tmp_path, capsys):
     unfinished = tmp_path / "unfinished"
     shutil.copytree(tiny_runs / "softmax" / "seed=1", unfinished / "softmax" / "seed=1")
@@ -86,22 +128,25 @@ def test_what_is_wrong_is_one_line(tiny_runs, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "config.json").write_text("{}")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sink_logit").write_text("in the way")
-    for folder, said in (
-        (tiny_runs, f"--out {tmp_path / 'out' / 'sink_logit' / 'seed=0'} is a file, or lies in one; give a folder"),
-        (tmp_path / "hub", f"(hf:{tmp_path / 'hub'} for Hugging Face's)"),
-        (unfinished, "has no finished run to compress: softmax seed=1, stopped at step 3 of 6"),
-        (bare, "is finished and has no checkpoints/last.ckpt"),
-        (tmp_path / "empty", "contains no run"),
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("softmax", "sink_logit"):
+        (out / name).write_text("in the way")
+    in_the_way = f"2 finished runs could be compressed; softmax seed=0: --out {out / 'softmax' / 'seed=0'} is a file"
+    for folder, said, more in (
+        (tiny_runs, in_the_way, ()),
+        (tiny_runs, "longer than the 16 positions", ("--length", "17")),
+        (tiny_runs, "text none.txt: No such file", ("--text", "none.txt")),
+        (tmp_path / "hub", f"(hf:{tmp_path / 'hub'} for Hugging Face's)", ()),
+        (unfinished, "has no finished run to compress: softmax seed=1, stopped at step 3 of 6", ()),
+        (bare, "is finished and has no checkpoints/last.ckpt", ()),
+        (tmp_path / "empty", "contains no run", ()),
     ):
-        assert train.main(["compress", str(folder), "--out", str(tmp_path / "out"), *CHEAP]) == 2
+        assert train.main(["compress", str(folder), "--out", str(out), *CHEAP, *more]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert len([line for line in error.splitlines() if not line.startswith(("left out", "compressing"))]) == 1
-    long = ["compress", str(tiny_runs), "--out", str(tmp_path / "out"), "--length", "17"]
-    assert train.main(long) == 2
-    assert "longer than the 16 positions" in capsys.readouterr().err
+    assert not (out / "compression.html").exists()
 
 
 def rows_of(gap, null_gap=0.1):
