@@ -27,7 +27,7 @@ READING = (
 
 
 def write(out: Path, found: list[tuple[Comparison, Rows]], options: Options, left_out: list[str]) -> Path:
-    """OUT/compression.html, .csv and figures; returns the page's path. left_out: each run that is not shown, and why."""
+    """OUT/compression.html, .csv, figures; returns the page's path. left_out: each run that is not shown, and why."""
     sections, said = [], []
     for comparison, rows in found:
         if not any(rows.values()):
@@ -59,8 +59,7 @@ def _setting(comparison: Comparison, rows: Rows, options: Options) -> str:
     source = "each run’s validation set" if options.text in (None, "validation") else options.text
     runs = ", ".join(f"{label} {len(seeds)}" for label, seeds in rows.items())
     return (
-        f"Recipe {VERSION}, {options.dtype}. Evaluated: {source}, {evaluated}. Runs: {runs}. "
-        f"{html.setting(comparison)}"
+        f"Recipe {VERSION}, {options.dtype}. Evaluated: {source}, {evaluated}. Runs: {runs}. {html.setting(comparison)}"
     )
 
 
