@@ -29,7 +29,7 @@ from benchmarks.timing import table
 from benchmarks.trainer import Deadline
 from errors import InputError
 from experiments.compress import results
-from experiments.dynamics import dynamics
+from experiments.dynamics import dynamics, outcome, set_in
 from experiments.runs import Run
 from outliers import HEADLINES
 from outliers.access import open_decoder, sequences
@@ -179,7 +179,9 @@ def _measured(run: Run) -> Row:
         if len(values):
             row[name] = f"{_number(values[-1])} ({_number(values[0])})"
     for column, onset in dynamics(run).items():
-        found = "none" if onset is None else f"{onset.step:.0f} [{onset.low:.0f}, {onset.high:.0f}]"
+        found = "none" if onset is None else outcome(column, onset)
+        if set_in(column, onset):
+            found = f"{onset.step:.0f} [{onset.low:.0f}, {onset.high:.0f}]"
         row[f"onset of {column.removeprefix('outliers/')}"] = found
     falls = (losses := run.series("validation/loss")[1])[-1] < losses[0]
     return row | {"result": "ok" if falls else "WRONG"}

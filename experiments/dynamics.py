@@ -3,7 +3,7 @@
 The method and its uncertainty: docs/analysis.md. Read from what a run has logged; nothing is measured here.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,18 +28,19 @@ NOISE = 2  # standard deviations that the halfway level may be off
 @dataclass(frozen=True)
 class Onset:
     """step: where the curve is halfway. low, high: between which steps that may have been. start, end: its first value
-    and the farthest one from it."""
+    and the farthest one from it. gone: the step at which it was back below halfway; None where it stays to its end."""
 
     step: float
     low: float
     high: float
     start: float
     end: float
+    gone: float | None = None
 
 
 def onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
-    """Halfway from the first value to the farthest one. None: too few points, one that is not finite, or the curve does
-    not move clearly."""
+    """Halfway from the first value to the farthest one: for good, or of a curve that is back at its end the first time.
+    None: too few points, one that is not finite, or the curve does not move clearly."""
     if len(values) < FEWEST or not np.isfinite(values).all():
         return None
     start = float(values[0])
@@ -48,12 +49,28 @@ def onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
     if move <= CLEAR * noise or move <= LEAST * max(abs(start), abs(end)):
         return None
     share = (values - start) / (end - start)  # 0 at the start, 1 at the end
-    margin = NOISE * noise / move
-    at = int(np.argmax(share >= 0.5))
+    margin = NOISE * noise / move  # below 1/3, as the curve moves clearly
+    below, reached, clear = (
+        np.flatnonzero(found) for found in (share < 0.5 - margin, share >= 0.5, share >= 0.5 + margin)
+    )
+    stays = reached[-1] > below[-1]
+    last = below[-1] if stays else below[below < reached[0]][-1]  # probe before it comes
+    first = reached[reached > last][0]
+    certain = clear[clear > last]
+    return Onset(
+        halfway(steps, share, first),
+        float(steps[last]),
+        float(steps[certain[0] if len(certain) else -1]),
+        start,
+        end,
+        None if stays else halfway(steps, share, reached[-1] + 1),
+    )
+
+
+def halfway(steps: np.ndarray, share: np.ndarray, at: int) -> float:
+    """The step between the probes at − 1 and at where the share is 0.5, linear between them."""
     between = (0.5 - share[at - 1]) / (share[at] - share[at - 1])
-    step = steps[at - 1] + between * (steps[at] - steps[at - 1])
-    first, last = int(np.argmax(share >= 0.5 - margin)), int(np.argmax(share >= min(1.0, 0.5 + margin)))
-    return Onset(float(step), float(steps[max(0, first - 1)]), float(steps[last]), start, end)
+    return float(steps[at - 1] + between * (steps[at] - steps[at - 1]))
 
 
 def scatter(values: np.ndarray) -> float:
@@ -63,20 +80,43 @@ def scatter(values: np.ndarray) -> float:
 
 
 def dynamics(run: Run) -> dict[str, Onset | None]:
-    """The onset of each of `CURVES` that the run has logged, in the order of onset; those without one come last."""
+    """How each of `CURVES` that the run has logged moves; what sets in comes first, in the order of onset."""
     found = {name: onset(*series) for name in CURVES if len((series := run.series(name))[0])}
-    return dict(sorted(found.items(), key=lambda pair: np.inf if pair[1] is None else pair[1].step))
+
+    def step(pair: tuple[str, Onset | None]) -> float:
+        at = set_in(*pair)
+        return np.inf if at is None else at.step
+
+    return dict(sorted(found.items(), key=step))
+
+
+def set_in(column: str, at: Onset | None) -> Onset | None:
+    """The onset of a curve that moves to where more outliers lie and stays there; what goes again has not set in."""
+    return at if at is not None and at.gone is None and grows(column, at) else None
 
 
 def numbers(found: dict[str, Onset | None]) -> Numbers:
-    """The onsets for an analysis's table: metric `onset_<curve>`, a field of `Onset` each statistic; of a curve without
-    an onset its step alone, NaN."""
+    """The onsets for an analysis's table: metric `onset_<curve>`, a statistic each. Of a curve that has not set in the
+    step is NaN; if it moved, `start` and `end` are there, and `came` and `gone` if it is back again."""
     collected = Numbers()
     for column, at in found.items():
-        metric = f"onset_{column.removeprefix('outliers/')}"
-        for statistic, value in ({"step": np.nan} if at is None else asdict(at)).items():
-            collected.add(metric, value, statistic=statistic)
+        statistics: dict[str, float] = {"step": np.nan}
+        if at is not None:
+            statistics |= {"start": at.start, "end": at.end}
+            if set_in(column, at):
+                statistics |= {"step": at.step, "low": at.low, "high": at.high}
+            if at.gone is not None:
+                statistics |= {"came": at.step, "gone": at.gone}
+        for statistic, value in statistics.items():
+            collected.add(f"onset_{column.removeprefix('outliers/')}", value, statistic=statistic)
     return collected
+
+
+def outcome(column: str, at: Onset) -> str:
+    """What a curve that moves clearly did, in words."""
+    if grows(column, at):
+        return "sets in" if at.gone is None else "comes and goes"
+    return "moves away from outliers" if at.gone is None else "moves away from outliers and back"
 
 
 def grows(column: str, at: Onset) -> bool:

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from experiments.analyze.selection import by_layer, select
 from experiments.drawing.words import number, signed
-from experiments.dynamics import CURVES, Onset, before, grows
+from experiments.dynamics import CLEAR, CURVES, FEWEST, Onset, before, outcome, set_in
 from outliers.analysis.channels import CHANGES, RATIO, SITES
 from outliers.analysis.interventions import ACTIONS, MARGIN
 
@@ -150,17 +150,24 @@ def onsets(found: dict[str, Onset | None]) -> str:
         return "<p>This run has logged none of the curves whose onset is looked for.</p>"
     rows, earlier = [], None
     for name, at in found.items():
-        if at is None:
-            rows.append([escape(CURVES[name]), *["–"] * 4])
-            continue
-        relation = "" if earlier is None else "after the one above" if before(earlier, at) else "not told apart from it"
-        between = f"{at.low:,.0f} to {at.high:,.0f}"
-        moved = f"{number(at.start)} → {number(at.end)}{'' if grows(name, at) else ' (away from outliers)'}"
-        rows.append([escape(CURVES[name]), f"{at.step:,.0f}", between, moved, relation])
-        earlier = at
+        step = between = moved = order = "–"
+        said = "not clear"
+        if at is not None:
+            moved, said = f"{number(at.start)} → {number(at.end)}", outcome(name, at)
+            if at.gone is not None:
+                said += f": from step {at.step:,.0f} to {at.gone:,.0f}"
+        if at is not None and set_in(name, at):
+            step, between = f"{at.step:,.0f}", f"{at.low:,.0f} to {at.high:,.0f}"
+            order = (
+                "" if earlier is None else "after the one above" if before(earlier, at) else "not told apart from it"
+            )
+            earlier = at
+        rows.append([escape(CURVES[name]), said, step, between, moved, order])
     note = (
-        "Halfway from the first value to the farthest one; the bounds hold the distance between probes and twice the "
-        "curve’s noise. –: the curve has too few probes or does not move clearly."
+        "Sets in: moves to where more outliers lie, and is there at the end of the run. The step is where the curve is "
+        "halfway from its first value to the farthest one; the bounds hold the distance between probes and twice the "
+        f"curve’s noise. Not clear: fewer than {FEWEST} probes, or a movement below {CLEAR} times the curve’s noise or "
+        "a tenth of its size."
     )
-    names = ["What sets in", "Step", "Between", "From → to", "Order"]
+    names = ["What", "Outcome", "Step", "Between", "From → to", "Order"]
     return html_table(names, rows) + f'<p class="soft">{note}</p>'

@@ -4,7 +4,7 @@ from itertools import permutations
 from statistics import fmean
 
 from experiments.drawing.words import number
-from experiments.dynamics import CURVES, Onset, before, dynamics, grows
+from experiments.dynamics import CURVES, Onset, before, dynamics, outcome, set_in
 from experiments.report.assess import SEEDS_NEEDED
 from experiments.report.comparison import Comparison, Variant
 from experiments.report.results import Cell, Line, unfinished
@@ -33,7 +33,7 @@ def orders(comparison: Comparison) -> list[str]:
     sentences = []
     for variant in comparison.variants:
         runs = _found(variant)
-        curves = [column for column in CURVES if runs and all(_sets_in(column, found) for found in runs)]
+        curves = [column for column in CURVES if runs and all(set_in(column, found.get(column)) for found in runs)]
         if len(curves) < 2:
             continue
         later: dict[str, list[str]] = {}
@@ -59,20 +59,16 @@ def _found(variant: Variant) -> list[Found]:
     return [dynamics(run) for _, run in sorted((variant.finished or variant.runs).items())]
 
 
-def _sets_in(column: str, found: Found) -> Onset | None:
-    """The onset of a curve that moved to where more outliers lie: a sink that goes does not set in."""
-    at = found.get(column)
-    return at if at is not None and grows(column, at) else None
-
-
 def _cell(variant: Variant, column: str, runs: list[Found]) -> Cell:
     logged = [found for found in runs if column in found]
-    there = [at for found in logged if (at := _sets_in(column, found)) is not None]
-    away = [at for found in logged if (at := found[column]) is not None and not grows(column, at)]
+    there = [at for found in logged if (at := set_in(column, found[column])) is not None]
+    others: dict[str, list[Onset]] = {}
+    for found in logged:
+        if (at := found[column]) is not None and set_in(column, at) is None:
+            others.setdefault(outcome(column, at), []).append(at)
     notes = [unfinished(variant), _moved(there)]
-    if away:
-        notes.append(f"moves away from outliers in {_of(len(away), len(logged))}, {_moved(away)}")
-    if still := len(logged) - len(there) - len(away):
+    notes += [f"{said} in {_of(len(them), len(logged))}, {_moved(them)}" for said, them in sorted(others.items())]
+    if still := sum(found[column] is None for found in logged):
         notes.append(f"none in {_of(still, len(logged))}")
     note = "; ".join(filter(None, notes))
     if not there:
@@ -82,7 +78,11 @@ def _cell(variant: Variant, column: str, runs: list[Found]) -> Cell:
 
 
 def _moved(found: list[Onset]) -> str:
-    return f"from {number(fmean(o.start for o in found))} to {number(fmean(o.end for o in found))}" if found else ""
+    if not found:
+        return ""
+    gone = [o.gone for o in found if o.gone is not None]
+    back = f", back at step {fmean(gone):,.0f}" if gone else ""
+    return f"from {number(fmean(o.start for o in found))} to {number(fmean(o.end for o in found))}{back}"
 
 
 def _of(count: int, seeds: int) -> str:

@@ -99,8 +99,8 @@ def onsets(comparison: Comparison, lines: list[Line], sentences: list[str]) -> s
         '<p class="soft">The step at which a curve is halfway from its first value to the farthest one, mean ± '
         "standard deviation over finished seeds; between: from the earliest to the latest step that it may have been "
         "in any seed, by the distance between probes and twice the curve’s noise. None: it does not move clearly, or "
-        "has too few probes; a curve that moves to where fewer outliers lie does not set in. A step says when a curve "
-        "moves, not that it exceeds its null: for that see the table above.</p>"
+        "has too few probes; a curve that is back by the end of the run, or moves to where fewer outliers lie, has not "
+        "set in. A step says when a curve moves, not that it exceeds its null: for that see the table above.</p>"
         + (f"<p>Which before which, beyond the bounds of both:</p><ul>{told}</ul>" if told else "")
     )
 

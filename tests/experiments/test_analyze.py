@@ -159,8 +159,8 @@ def test_a_run_s_onsets_are_among_its_numbers(tiny_runs, tmp_path):
     shutil.copytree(tiny_runs / "softmax" / "seed=0", run)
     with (run / "metrics.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["step", "outliers/sink_rate@0.3", "outliers/value_drain"])
-        rows.writerows([step, 0.1 + 0.8 * (step > 3), 1.0] for step in range(7))
+        rows.writerow(["step", "outliers/sink_rate@0.3", "outliers/value_drain", "outliers/top1_to_median"])
+        rows.writerows([step, 0.1 + 0.8 * (step > 3), 1.0, 5 + 9 * (4 <= step <= 8)] for step in range(13))
     out = tmp_path / "out"
     assert train.main(["analyze", str(run), "--out", str(out), "--sequences", "2", "--length", "16"]) == 0
     table = pq.read_table(out / "numbers.parquet").to_pylist()
@@ -171,6 +171,12 @@ def test_a_run_s_onsets_are_among_its_numbers(tiny_runs, tmp_path):
         ("onset_sink_rate@0.3", "high"): 4.0,
         ("onset_sink_rate@0.3", "start"): 0.1,
         ("onset_sink_rate@0.3", "end"): 0.9,
+        ("onset_top1_to_median", "start"): 5.0,
+        ("onset_top1_to_median", "end"): 14.0,
+        ("onset_top1_to_median", "came"): 3.5,
+        ("onset_top1_to_median", "gone"): 8.5,
     }
     assert ("onset_value_drain", "step") in onsets
-    assert "Attention sinks: sink rate</th><td>4</td><td>3 to 4</td>" in (out / "report.html").read_text()
+    html = (out / "report.html").read_text()
+    assert "Attention sinks: sink rate</th><td>sets in</td><td>4</td><td>3 to 4</td>" in html
+    assert "largest over median</th><td>comes and goes: from step 4 to 8</td><td>–</td>" in html

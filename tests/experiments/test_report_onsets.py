@@ -77,6 +77,25 @@ def test_a_sink_that_goes_does_not_set_in(tmp_path):
     assert orders(comparison) == []  # one curve alone sets in in every seed
 
 
+def test_a_sink_that_comes_and_goes_is_said_to_and_has_no_step(tmp_path):
+    def passing(step):
+        return 0.9 if 100 < step <= 300 else 0.1
+
+    for seed in range(3):
+        logged = {SINK: passing if seed else jump(100), DRAIN: jump(350, 1.0, 0.2)}
+        write_run(tmp_path, "softmax", seed, logged=logged, **LONG)
+    path = build(tmp_path)
+    (comparison,) = load(tmp_path)
+    (sink, _) = onset_lines(comparison)
+    note = "from 0.100 to 0.900; comes and goes in 2 of 3 seeds, from 0.100 to 0.900, back at step 325"
+    assert (sink.cells["softmax"].values, sink.cells["softmax"].note) == ((125.0,), note)
+    assert note in path.read_text(encoding="utf-8")
+    assert orders(comparison) == []
+    with (tmp_path / "results.csv").open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["measure"] == "onset/sink_rate@0.3")
+    assert (row["mean"], row["seeds"], row["note"]) == ("125.0", "1", note)
+
+
 def test_without_curves_there_is_no_table(tmp_path):
     write_run(tmp_path, "softmax", 0, probes=False)
     path = build(tmp_path)
