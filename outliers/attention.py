@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels import AttentionStatistics
+from kernels.parts import Parts
 from outliers.activations import exceeds
+from outliers.nulls import even_rows
 from outliers.running import Running
 
 SINK_THRESHOLD = 0.3  # ε of 2410.10781
@@ -18,8 +20,10 @@ LATER_QUERIES = 16  # a key with fewer later queries is no candidate for "any ke
 OUTLIER_SHARE = 0.1  # 2502.06415's code: a key that receives at least this share of all queries' mass
 
 
-def accumulate(running: Running, stats: AttentionStatistics) -> None:
-    """Add a chunk of whole sequences."""
+def accumulate(
+    running: Running, stats: AttentionStatistics, parts: Parts, prefix: int = 0, first_key_BT: Tensor | None = None
+) -> None:
+    """Add a chunk of whole sequences: the statistics of a mechanism's parts, with what they were asked for."""
     B, _, R = stats.first_key.shape
     first = stats.first_key.double()
     gate = stats.gate.double()
@@ -28,6 +32,8 @@ def accumulate(running: Running, stats: AttentionStatistics) -> None:
     running.add("first", first.sum((0, 2)))
     running.add("gate", gate.sum((0, 2)))
     running.add("gated_first", (gate * first).sum((0, 2)))
+    even_BR = even_rows(parts, R, prefix, first_key_BT).to(gate.device)
+    running.add("gated_even", (gate * even_BR[:, None]).sum((0, 2)))
     running.add("explicit", stats.sink_mass.sum((0, 2)))
     running.add("entropy", stats.entropy.sum((0, 2)))
     running.add("support", stats.support.sum((0, 2)))
@@ -80,7 +86,8 @@ def finish(running: Running) -> dict[str, Tensor]:
     ):
         values[metric] = sums[name] / sums["rows"]
     # A head whose gate is exactly 0 everywhere passes nothing on, so its sink has no weight either.
-    values["first_key_mass_gated"] = torch.where(sums["gate"] == 0, 0.0, sums["gated_first"] / sums["gate"])
+    for metric, name in (("first_key_mass_gated", "gated_first"), ("first_key_mass_gated_even", "gated_even")):
+        values[metric] = torch.where(sums["gate"] == 0, 0.0, sums[name] / sums["gate"])
     values["sink_rate@0.3"] = sums["sink_first"] / sums["sequences"]
     if "sink_any" in sums:
         values["sink_rate@0.3_any"] = sums["sink_any"] / sums["sequences"]

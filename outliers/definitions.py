@@ -40,10 +40,12 @@ Reduction = Literal["mean", "max"]
 @dataclass(frozen=True)
 class Null:
     """What the metric reads where nothing is learned. closed_form: its value for a Setting, where there is one; it
-    returns None for a setting that has none."""
+    returns None for a setting that has none. measured: the metric that is this null under the model's own gates, in the
+    place of the closed form where a probe has it."""
 
     text: str
     closed_form: Callable[[Setting], float | None] | None = None
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -278,12 +280,30 @@ DEFINITIONS: dict[str, Definition] = {
             unit="share of mass",
             scope="head",
             sites=(),
-            null=Null("as first_key_mass, the gate constant", nulls.even_first),
+            null=Null(
+                "first_key_mass_gated_even; the closed form is first_key_mass’s, of gates that are constant",
+                nulls.even_first,
+                measured="first_key_mass_gated_even",
+            ),
             direction="lower",
             headlines=(
                 Headline("first_key_mass_gated", (), "mean"),
                 Headline("first_key_mass_gated_max", (), "max"),
             ),
+        ),
+        Definition(
+            id="first_key_mass_gated_even",
+            title="Mass on the first key that the gates alone make",
+            formula="Σ g_i e_i / Σ g_i over sequences and queries, e_i the first key’s weight where query i prefers no "
+            "key (first_key_mass’s null, query by query); equal to that null without a gate",
+            source="this project: the first queries have few keys to choose from, so gates that are open there and "
+            "closed later raise the gate-weighted mass without any sink",
+            unit="share of mass",
+            scope="head",
+            sites=(),
+            null=Null("constant gates: as first_key_mass", nulls.even_first),
+            direction="neutral",
+            headlines=(Headline("first_key_mass_gated_even", (), "mean"),),
         ),
         Definition(
             id="explicit_sink_mass",

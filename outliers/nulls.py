@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from errors import InputError
-from kernels.parts import Clipped, Elastic, Score, Sigmoid, SinkLogits, SinkSlots, Softmax, Softpick
+from kernels.parts import Clipped, Elastic, Parts, Score, Sigmoid, SinkLogits, SinkSlots, Softmax, Softpick
 from models import GPTConfig
 from models.attention import AttentionShape, build
 
@@ -54,12 +54,15 @@ def setting(config: GPTConfig, attention: str | dict[str, Any], sequences: int) 
         T, D = config.context, config.head_dim
         q_BHTD, k_BGTD = (torch.zeros(1, heads, T, D) for heads in (config.heads, config.groups))
         parts = mechanism.parts(q_BHTD, k_BGTD, torch.zeros(1, T, config.width))
-        score = parts.score
-        if isinstance(parts.sinks, SinkSlots):
-            slots += parts.sinks.keys.shape[1]
-        elif isinstance(parts.sinks, SinkLogits):
-            slots += 1
+        slots, score = slots + learned_slots(parts), parts.score
     return Setting(config.context, config.width, sequences, config.hidden, slots, score)
+
+
+def learned_slots(parts: Parts) -> int:
+    """Explicit sinks a head: the slots, or one for a sink logit."""
+    if isinstance(parts.sinks, SinkSlots):
+        return parts.sinks.keys.shape[1]
+    return int(isinstance(parts.sinks, SinkLogits))
 
 
 def even_weight(i: int, slots: int, score: Score) -> float:
@@ -86,6 +89,19 @@ def even_first(setting: Setting) -> float | None:
     if setting.score is None:
         return None
     return fmean(even_weight(i, setting.slots, setting.score) for i in range(1, setting.context + 1))
+
+
+def even_rows(parts: Parts, length: int, prefix: int = 0, first_key_BT: Tensor | None = None) -> Tensor:
+    """The first key's even weight row by row, float64: (B, length) with first keys, (1, length) without.
+
+    prefix: learned tokens before the sequence, which take their share as slots do.
+    """
+    slots = learned_slots(parts) + prefix
+    weights = torch.tensor([even_weight(i, slots, parts.score) for i in range(1, length + 1)], dtype=torch.float64)
+    if first_key_BT is None:
+        return weights[None]
+    before_BT = torch.arange(length, device=first_key_BT.device) - first_key_BT  # visible keys but itself
+    return weights.to(first_key_BT.device)[before_BT]
 
 
 def even_received(setting: Setting) -> list[float] | None:

@@ -136,10 +136,9 @@ class Watch:
             attention.accumulate_values(running, v_BGTD[:, :, -self.length :], q_BHTD.shape[1])
             if mechanism.measurable():
                 parts = mechanism.parts(q_BHTD, k_BGTD, hidden_BTC)
-                stats = kernels.statistics(
-                    q_BHTD, k_BGTD, parts, first_key_BT=first_key_BT, prefix=self.gpt.prefix_tokens
-                )
-                attention.accumulate(running, stats)
+                prefix = self.gpt.prefix_tokens
+                stats = kernels.statistics(q_BHTD, k_BGTD, parts, first_key_BT=first_key_BT, prefix=prefix)
+                attention.accumulate(running, stats, parts, prefix, first_key_BT)
 
         return hook
 

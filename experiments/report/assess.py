@@ -136,7 +136,10 @@ def judge(comparison: Comparison, variant: Variant, measure: Measure, null: Null
     )
     owners = (variant, comparison.baseline) if ours and theirs else ()
     least = math.hypot(*(rounding(next(iter(owner.finished.values())), measure) for owner in owners))
-    return judge_values(comparison, variant, measure, ours, theirs, null, least)
+    verdict = judge_values(comparison, variant, measure, ours, theirs, null, least)
+    if not verdict.reason and (reason := _of_nulls(comparison.baseline, variant, verdict)):
+        return replace(verdict, word=NOT_ASSESSABLE, reason=reason)
+    return verdict
 
 
 def judge_values(
@@ -191,6 +194,19 @@ def steps_to(comparison: Comparison, variant: Variant) -> StepsTo:
             if crossing is not None or run.finished:  # an unfinished run may reach it yet
                 by_seed[seed] = crossing
     return StepsTo(by_seed, "" if by_seed else "no finished run to compare with in the same seed")
+
+
+def _of_nulls(baseline: Variant, variant: Variant, verdict: Verdict) -> str:
+    """Why a difference beyond noise says nothing: it is no larger than that between the two closed forms, which slots,
+    or gates that follow the position, set apart without any sink; "" where it is larger, or within noise."""
+    found = [[nulls(run, verdict.measure).get(CLOSED_FORM) for run in v.finished.values()] for v in (variant, baseline)]
+    difference = verdict.difference
+    if difference is None or difference.low <= 0 <= difference.high or None in found[0] + found[1]:
+        return ""
+    ours, theirs = (fmean(values) for values in found)
+    if abs(difference.mean) > abs(ours - theirs):
+        return ""
+    return f"no larger a difference than between their nulls, {ours:.3g} and {theirs:.3g}"
 
 
 def _bare(difference: Interval | None) -> bool:

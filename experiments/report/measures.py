@@ -31,7 +31,7 @@ class Measure:
     column: of metrics.csv, where the number is logged and is no headline of the probe.
     worse: +1 where a larger value is a stronger outlier or sink (or a worse loss), −1 where a smaller one is,
         0 where the measure only describes (explicit mass, gates): it gets no verdict.
-    closed_form, cases: as in the definition.
+    closed_form, cases: as in the definition. gates: the measure that is the closed form under the run's own gates.
     """
 
     id: str
@@ -43,6 +43,7 @@ class Measure:
     of_weights: bool = False
     closed_form: Callable[[Setting], float | None] | None = None
     cases: str | None = None
+    gates: str = ""
 
     @property
     def is_loss(self) -> bool:
@@ -84,7 +85,7 @@ def at(run: Run, measure: Measure, step: int | None = None, inputs: str = "probe
 
 def nulls(run: Run, measure: Measure) -> dict[str, float]:
     """What the measure reads where nothing has been learned: untrained weights on the probe's text and on random
-    tokens, and the closed form where there is one. Absent where it was not recorded."""
+    tokens, and the closed form where there is one, under the run's own gates. Absent where it was not recorded."""
     found = {
         INITIALISATION: at(run, measure, 0),
         RANDOM_TOKENS: None if measure.of_weights else at(run, measure, 0, "random"),
@@ -140,9 +141,12 @@ def _headline(name: str) -> Measure:
         of_weights=definition.scope == "weight",
         closed_form=definition.null.closed_form,
         cases=definition.cases,
+        gates=definition.null.measured if first else "",
     )
 
 
 def _closed_form(run: Run, measure: Measure) -> float | None:
+    if measure.gates and (made := at(run, _headline(measure.gates))) is not None:
+        return made
     setting = run.setting
     return None if measure.closed_form is None or setting is None else measure.closed_form(setting)

@@ -131,7 +131,7 @@ class Survey:
         if parts is None:
             return
         stats = kernels.statistics(q_BHTD, k_BGTD, parts, prefix=self.prefix)
-        attention.accumulate(running, stats)
+        attention.accumulate(running, stats, parts, self.prefix)
         self._keys(layer, stats)
 
     def _keys(self, layer: int, stats: AttentionStatistics) -> None:

@@ -345,3 +345,27 @@ def test_numbers_in_text():
     ]
     assert signed(0.5) == "+0.500"
     assert signed(-0.5) == "−0.500"
+
+
+def test_gates_that_follow_the_position_are_no_sink(tmp_path):
+    """The variant's mass differs from softmax's in every seed, and no more than its gates make without any sink."""
+    made = "first_key_mass_gated_even"
+    even = harmonic(256) / 256
+
+    def gated(seed, factor, null):
+        value = number_of(factor, seed)
+        return lambda metric, step: null if metric == made else value(metric, step)
+
+    def judged(folder, null):
+        for seed in (0, 1, 2):
+            write_run(folder, "softmax", seed, number=gated(seed, 1, even))
+            write_run(folder, "context_scaling", seed, number=gated(-seed, 1.2, null))
+        (comparison,) = load(folder)
+        variant = comparison.others[0]
+        assert nulls(variant.runs[0], next(m for m in measures() if m.id == GATED))["closed form"] == null
+        return verdict_on(assess(comparison), GATED, variant.label)
+
+    verdict = judged(tmp_path / "open_at_first", even + 0.05)  # the difference is about 0.2 · 0.2 = 0.04
+    assert verdict.word == NOT_ASSESSABLE
+    assert verdict.reason == f"no larger a difference than between their nulls, {even + 0.05:.3g} and {even:.3g}"
+    assert judged(tmp_path / "constant", even).word == DIFFERS

@@ -31,7 +31,7 @@ def measured(q: Tensor, k: Tensor, v: Tensor, parts: Parts | None = None, *, pre
                 parts.score, parts.sinks, type(parts.gate)(parts.gate.logits[rows], parts.gate.span), parts.added
             )
         accumulate_values(running, v[rows, :, prefix:], q.shape[1])
-        accumulate(running, kernels.statistics(q[rows], k[rows], here, prefix=prefix))
+        accumulate(running, kernels.statistics(q[rows], k[rows], here, prefix=prefix), here, prefix)
     return finish(running)
 
 
@@ -70,6 +70,18 @@ def attention_map(q: Tensor, k: Tensor, parts: Parts, prefix: int) -> tuple[Tens
     return A[..., prefix:, prefix:], explicit[..., prefix:], raw[..., prefix:, prefix:]
 
 
+def even_first(parts: Parts, prefix: int, R: int) -> Tensor:
+    """(R,) the first key's weight where all logits, those of explicit sinks too, are 0."""
+    if not isinstance(parts.score, Softmax):
+        return torch.tensor([nulls.even_weight(i, prefix, parts.score) for i in range(1, R + 1)]).double()
+    sinks = prefix
+    if isinstance(parts.sinks, SinkLogits):
+        sinks += 1
+    if isinstance(parts.sinks, SinkSlots):
+        sinks += parts.sinks.keys.shape[1]
+    return 1 / (sinks + torch.arange(1, R + 1).double())
+
+
 def written(q: Tensor, k: Tensor, v: Tensor, parts: Parts, prefix: int) -> dict[str, Tensor]:
     """The definitions, word for word, head by head."""
     A, explicit, S = attention_map(q, k, parts, prefix)
@@ -85,6 +97,7 @@ def written(q: Tensor, k: Tensor, v: Tensor, parts: Parts, prefix: int) -> dict[
     seen = torch.ones(R, R, dtype=torch.bool).tril()
     v = v[:, :, prefix:].double().repeat_interleave(H // v.shape[1], dim=1)
     E = min(R, 64)
+    even = even_first(parts, prefix, R)
     columns: dict[str, list[float]] = {}
 
     def put(metric: str, value: float) -> None:
@@ -93,6 +106,7 @@ def written(q: Tensor, k: Tensor, v: Tensor, parts: Parts, prefix: int) -> dict[
     for h in range(H):
         put("first_key_mass", A[:, h, :, 0].mean().item())
         put("first_key_mass_gated", ((gate[:, h] * A[:, h, :, 0]).sum() / gate[:, h].sum()).item())
+        put("first_key_mass_gated_even", ((gate[:, h] * even).sum() / gate[:, h].sum()).item())
         put("explicit_sink_mass", explicit[:, h].mean().item())
         put("gate_mean", gate[:, h].mean().item())
         put("entropy", -torch.special.xlogy(p[:, h], p[:, h]).sum(-1).mean().item())
@@ -195,6 +209,27 @@ def test_a_constant_gate_does_not_change_the_mass():
     torch.testing.assert_close(found["first_key_mass"], found["first_key_mass_gated"])
 
 
+def test_gates_that_are_open_on_the_first_query_alone_make_mass_without_a_sink():
+    logits = torch.full((B, H, 96), -40.0)
+    logits[:, :, 0] = 0.0
+    found = measured(torch.zeros(B, H, 96, D), draw(B, H, 96, D), draw(B, H, 96, D), Parts(gate=RowGate(logits)))
+    assert found["first_key_mass"].tolist() == pytest.approx([nulls.harmonic_share(96)] * H)
+    assert found["first_key_mass_gated"].tolist() == pytest.approx([1.0] * H)  # the first query has no other key
+    assert found["first_key_mass_gated_even"].tolist() == pytest.approx([1.0] * H)
+
+
+def test_where_documents_are_masked_each_one_has_its_first_key():
+    first_key = torch.tensor([[0] * 40 + [40] * 56]).expand(B, -1).int()
+    q, k = torch.zeros(B, H, 96, D), draw(B, H, 96, D)
+    running = Running()
+    parts = Parts()
+    accumulate(running, kernels.statistics(q, k, parts, first_key_BT=first_key), parts, 0, first_key)
+    found = finish(running)
+    expected = (40 * nulls.harmonic_share(40) + 56 * nulls.harmonic_share(56)) / 96
+    assert found["first_key_mass_gated_even"].tolist() == pytest.approx([expected] * H)
+    torch.testing.assert_close(found["first_key_mass"], found["first_key_mass_gated_even"], rtol=1e-5, atol=0)
+
+
 def test_a_gate_that_is_exactly_zero_passes_no_sink_on():
     found = measured(*sink_head(), Parts(gate=RowGate(torch.full((B, H, 96), -1e4))))
     assert found["first_key_mass_gated"].tolist() == [0] * H
@@ -244,7 +279,7 @@ def test_the_sink_rate_reads_the_first_64_queries_and_is_strict():
     stats = kernels.statistics(q, k)
     for alpha, rate in ((0.3, 0), (0.3001, 1)):
         running = Running()
-        accumulate(running, dataclasses.replace(stats, received64=torch.full((1, 1, 64), alpha) * 64))
+        accumulate(running, dataclasses.replace(stats, received64=torch.full((1, 1, 64), alpha) * 64), Parts())
         assert finish(running)["sink_rate@0.3"].item() == rate
 
 
@@ -253,7 +288,7 @@ def test_an_outlier_key_receives_at_least_a_tenth_of_all_mass():
     received = torch.zeros(1, 2, 80)
     received[0, 0, :3] = torch.tensor([16.0, 15.9, 40.0])  # in the mean over heads 8, 7.95 and 20, of 80 queries
     running = Running()
-    accumulate(running, dataclasses.replace(stats, received=received))
+    accumulate(running, dataclasses.replace(stats, received=received), Parts())
     assert finish(running)["outlier_keys"].item() == 2
 
 

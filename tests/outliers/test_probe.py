@@ -75,8 +75,8 @@ def test_every_mechanism_has_the_same_headlines(attention):
         assert found["dead_rows"] == pytest.approx(1 / 64)  # the first query: its one key has all the mass
         return
     for metric in (
-        "first_key_mass", "first_key_mass_gated", "explicit_sink_mass", "entropy", "effective_support", "zero_weights",
-        "dead_rows",
+        "first_key_mass", "first_key_mass_gated", "first_key_mass_gated_even", "explicit_sink_mass", "entropy",
+        "effective_support", "zero_weights", "dead_rows",
     ):  # fmt: skip
         null = DEFINITIONS[metric].null.closed_form(setting)
         assert null is None or found[metric] == pytest.approx(null, rel=0.1), metric
@@ -137,7 +137,8 @@ def test_attention_rows_are_those_of_the_mechanism():
         attention = gpt.blocks[0].attention
         q, k, _ = (x.unflatten(-1, (4, 16)).transpose(1, 2) for x in attention.qkv(hidden).chunk(3, -1))
         running = Running()
-        accumulate(running, kernels.statistics(q, k, attention.mechanism.parts(q, k, hidden)))
+        parts = attention.mechanism.parts(q, k, hidden)
+        accumulate(running, kernels.statistics(q, k, parts), parts)
     for metric, expected in finish(running).items():
         for head, entry in enumerate(expected.tolist() if expected.ndim else []):
             assert value(table, metric, layer=0, head=head) == pytest.approx(entry, rel=1e-4), metric
