@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.drawing.canvas import STYLE, Picture, canvas, render
@@ -12,6 +13,7 @@ from outliers.compression.recipe import SETTINGS, SPARSITIES, Pruning
 Row = dict[str, Any]
 BAR, NULL = "#0072b2", "#e69f00"
 KINDS = {"magnitude": "#0072b2", "wanda": "#009e73"}
+WIDTH = 4.8  # inches: three of them beside each other are still legible
 NOISE = "Whiskers: ± 2 standard errors over sequences, paired."
 
 
@@ -28,6 +30,17 @@ def figures(rows: list[Row]) -> list[Picture]:
     ]  # fmt: skip
 
 
+def scale_across(axes: Axes, gaps: list[float], errors: list[float]) -> None:
+    """The scale of gaps from left to right, with few enough labels for a small panel."""
+    axes.set_xscale(**scale(gaps, errors))
+    if axes.get_xscale() == "linear":
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_axisbelow(True)
+
+
 def scale(gaps: list[float], errors: list[float]) -> dict[str, Any]:
     """A linear axis; where the gaps span a wide range it is linear up to the usual noise and logarithmic above."""
     sizes = sorted(abs(gap) for gap in gaps if math.isfinite(gap) and gap)
@@ -41,8 +54,8 @@ def scale(gaps: list[float], errors: list[float]) -> dict[str, Any]:
 def _bars(name: str, title: str, rows: list[Row], caption: str) -> Picture:
     with mpl.rc_context(STYLE):
         height = 0.9 + 0.27 * len(rows)
-        figure: Figure = canvas(5.6, height)
-        axes = figure.add_axes((0.47, 0.5 / height, 0.5, 1 - 0.85 / height))
+        figure: Figure = canvas(WIDTH, height)
+        axes = figure.add_axes((0.53, 0.5 / height, 0.44, 1 - 0.85 / height))
         places = range(len(rows), 0, -1)
         axes.barh(
             places,
@@ -55,13 +68,10 @@ def _bars(name: str, title: str, rows: list[Row], caption: str) -> Picture:
         # What has no null is NaN there, which is not drawn.
         axes.scatter([row["null_gap"] for row in rows], places, marker="d", s=22, color=NULL, zorder=3)
         gaps = [row[key] for row in rows for key in ("gap", "null_gap")]
-        axes.set_xscale(**scale(gaps, [row["gap_se"] for row in rows]))
+        scale_across(axes, gaps, [row["gap_se"] for row in rows])
         axes.set_yticks(list(places), [row["setting"].removesuffix(" alone") for row in rows])
-        axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_xlabel("gap in log perplexity (nats a token)")
         axes.set_title(title, loc="right")
-        axes.tick_params(axis="x", labelsize=7.5)
-        axes.grid(axis="y", visible=False)
         return Picture(name, title, caption, render(figure))
 
 
@@ -70,7 +80,7 @@ def _pruning(rows: list[Row]) -> Picture:
     shares = [share for share in SPARSITIES if not isinstance(share, str)]
     title = "Pruning"
     with mpl.rc_context(STYLE):
-        figure = canvas(5.6, 3.8)
+        figure = canvas(WIDTH, 3.8)
         axes = figure.add_axes((0.15, 0.14, 0.82, 0.64))
         drawn: list[float] = []
         errors: list[float] = []

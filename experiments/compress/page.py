@@ -10,7 +10,7 @@ from experiments.compress.figures import figures
 from experiments.compress.results import Subject
 from experiments.drawing import document
 from experiments.drawing.canvas import save
-from experiments.drawing.words import number
+from experiments.drawing.words import counted, number
 from outliers.compression.recipe import CLASSES, GROUPS, VERSION
 
 Row = dict[str, Any]
@@ -49,10 +49,10 @@ def _setting(full: Row, subject: Subject) -> str:
     sizes, text = subject.decoder.sizes, subject.text
     bos = "each begins with BOS" if text.bos else "not all begin with BOS"
     return (
-        f"Recipe {VERSION}. {sizes.layers} layers, width {sizes.width}, {sizes.heads} heads. {text.name}: "
-        f"{subject.evaluated} sequences of {subject.length} tokens evaluated, {subject.calibrating} more for "
-        f"calibration; {bos}. In full precision {_pair(full['nats'], full['nats_se'])} nats a token, perplexity "
-        f"{number(full['perplexity'])}."
+        f"Recipe {VERSION}. {counted(sizes.layers, 'layer')}, width {sizes.width}, {counted(sizes.heads, 'head')}. "
+        f"{text.name}: {counted(subject.evaluated, 'sequence')} of {subject.length} tokens evaluated, "
+        f"{subject.calibrating} more for calibration; {bos}. In full precision "
+        f"{_pair(full['nats'], full['nats_se'])} nats a token, perplexity {number(full['perplexity'])}."
     )
 
 

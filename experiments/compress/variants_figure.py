@@ -4,7 +4,7 @@ from statistics import fmean
 
 import matplotlib as mpl
 
-from experiments.compress.figures import scale
+from experiments.compress.figures import scale_across
 from experiments.compress.side_by_side import MAIN, Rows, gap_values, null_gaps
 from experiments.drawing.canvas import STYLE, Picture, canvas, render, wrapped
 from experiments.drawing.spikes import share
@@ -41,15 +41,10 @@ def main_settings(comparison: Comparison, rows: Rows) -> Picture:
                 if nulls:
                     axes.scatter([fmean(nulls)], [place], zorder=5, **NULL)
                 drawn += [*gaps, *nulls]
-            axes.set_xscale(**scale(drawn, []))
-            if axes.get_xscale() == "linear":
-                axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+            scale_across(axes, drawn, [])
             axes.set_yticks(range(len(variants)), names if column == 0 else [])
             axes.set_ylim(len(variants) - 0.5, -0.5)
-            axes.axvline(0, color="#888888", linewidth=0.8)
             axes.margins(x=0.08)
-            axes.tick_params(axis="x", labelsize=7.5)
-            axes.grid(axis="y", visible=False)
             axes.set_title(setting, loc="left", fontsize=9.5)
         figure.text(0.5, 0.02, "gap in log perplexity (nats a token); each panel has its own scale", ha="center")
     caption = (

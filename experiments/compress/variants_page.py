@@ -9,6 +9,7 @@ from experiments.compress.side_by_side import MAIN, Rows, SideBySide, side_by_si
 from experiments.compress.variants_figure import main_settings
 from experiments.drawing import document
 from experiments.drawing.canvas import save
+from experiments.drawing.words import counted
 from experiments.report import html, tables
 from experiments.report.assess import DIFFERS, LEVEL, NO_DIFFERENCE, NOT_ASSESSABLE, SEEDS_NEEDED
 from experiments.report.comparison import Comparison
@@ -55,7 +56,7 @@ def _setting(comparison: Comparison, rows: Rows, options: Options) -> str:
     """What was evaluated on what."""
     full = [by_setting[FULL] for seeds in rows.values() for by_setting in seeds.values()]
     texts = {(row["sequences"], row["length"]) for row in full}
-    evaluated = "; ".join(f"{sequences} sequences of {length} tokens" for sequences, length in sorted(texts))
+    evaluated = "; ".join(f"{counted(sequences, 'sequence')} of {length} tokens" for sequences, length in sorted(texts))
     source = "each run’s validation set" if options.text in (None, "validation") else options.text
     runs = ", ".join(f"{label} {len(seeds)}" for label, seeds in rows.items())
     return (
@@ -77,7 +78,7 @@ def _said(results: SideBySide, word: str) -> list[str]:
             found[verdict.measure.title].append(difference(verdict))
     sentences = [f"{name}: {'; '.join(found[name])}." for name in MAIN if name in found]
     if more := sum(len(entries) for name, entries in found.items() if name not in MAIN):
-        sentences.append(f"Other settings: {more} comparison{'s' if more > 1 else ''}, in the table.")
+        sentences.append(f"Other settings: {counted(more, 'comparison')}, in the table.")
     return sentences
 
 

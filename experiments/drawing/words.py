@@ -25,3 +25,8 @@ def number(value: float | None) -> str:
 def signed(value: float) -> str:
     """A difference with its sign."""
     return number(value) if value < 0 else f"+{number(value)}"
+
+
+def counted(count: int, word: str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"

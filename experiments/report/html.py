@@ -4,6 +4,7 @@ from html import escape
 
 from experiments.drawing.canvas import Picture
 from experiments.drawing.document import document, figure
+from experiments.drawing.words import counted
 from experiments.report import tables
 from experiments.report.assess import Assessment
 from experiments.report.comparison import Comparison
@@ -78,8 +79,7 @@ def setting(comparison: Comparison) -> str:
     """The model, the data and the schedule in one line."""
     option = comparison.baseline_option
     network = option("model.network") or {}
-    counted = [(network[key], word) for key, word in (("layers", "layer"), ("heads", "head")) if network.get(key)]
-    parts = [f"{count} {word}{'' if count == 1 else 's'}" for count, word in counted]
+    parts = [counted(network[key], key.removesuffix("s")) for key in ("layers", "heads") if network.get(key)]
     parts += [f"{key} {network[key]}" for key in ("width", "context") if network.get(key)]
     if source := option("data.source"):
         parts.append(f"source {source}")
@@ -94,7 +94,7 @@ def setting(comparison: Comparison) -> str:
         parts.append(f"learning rate {rate:g} {comparison.schedule()}".rstrip())
     done = sum(run.finished for run in comparison.runs)
     variants, seeds = len(comparison.variants), comparison.seeds
-    parts.append(f"{variants} {'variant' if variants == 1 else 'variants'}")
+    parts.append(counted(variants, "variant"))
     parts.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}")
     parts.append(f"{done} of {len(comparison.runs)} runs finished")
     return "; ".join(parts) + "."

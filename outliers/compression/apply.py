@@ -91,7 +91,7 @@ def static(x: Tensor, activations: Activations, seen: Range) -> Tensor:
         case "zero_point":
             return zero_point(x, seen.low, seen.high, bits)
         case "running":
-            low, high = (torch.tensor(end, device=x.device) for end in seen.running)
+            low, high = torch.tensor(seen.running, dtype=torch.float64, device=x.device)
             return zero_point(x, low, high.clamp(min=QUALCOMM_SMALLEST), bits)
         case "gaussian":
             square, entries = (seen.square, seen.rows) if by_channel else (seen.square.mean(), seen.rows * x.shape[-1])
