@@ -58,9 +58,12 @@ def without_nulls(table: pa.Table) -> pa.Table:
     return table.cast(SCHEMA)
 
 
-def beside(table: pa.Table, random: pa.Table, initial: pa.Table, closed: Mapping[str, float]) -> pa.Table:
+def beside(
+    table: pa.Table, random: pa.Table, initial: pa.Table, closed: Mapping[str, float], measured: Mapping[str, str]
+) -> pa.Table:
     """The table with the columns of `NULLS`: the same number on random tokens and with initial weights, and the closed
-    form by metric (of its "value" and "max"). Empty where that measurement has no such number.
+    form by metric (of its "value" and "max"). Empty where that measurement has no such number. measured: the metric
+    whose number at the same place is the closed form under the model's own gates, by metric.
 
     Numbers of single sequences or tokens have no counterpart in other inputs and get none.
     """
@@ -72,8 +75,11 @@ def beside(table: pa.Table, random: pa.Table, initial: pa.Table, closed: Mapping
         ordered = ordered.join(matched, keys=keys, join_type="left outer")
     ordered = ordered.sort_by("row")
     metrics, statistics = ordered["metric"].to_pylist(), ordered["statistic"].to_pylist()
+    places = list(zip(ordered["layer"].to_pylist(), ordered["head"].to_pylist(), statistics, strict=True))
+    values, nulls = ordered["value"].to_pylist(), set(measured.values())
+    made = {(m, *at): value for m, at, value in zip(metrics, places, values, strict=True) if m in nulls}
     forms = [
-        closed.get(metric) if statistic in ("value", "max") else None
-        for metric, statistic in zip(metrics, statistics, strict=True)
+        made.get((measured.get(metric, ""), *at), closed.get(metric) if at[-1] in ("value", "max") else None)
+        for metric, at in zip(metrics, places, strict=True)
     ]
     return ordered.append_column("null_closed", pa.array(forms, pa.float64())).select(SCHEMA.names).cast(SCHEMA)

@@ -63,7 +63,8 @@ def study(
         Interventions(decoder, tau, say),
         Channels(decoder),
     )
-    table = beside(_joined([measured, lived]), on_random, at_start, closed_forms(decoder, B, T))
+    own = {name: d.null.measured for name, d in DEFINITIONS.items() if d.null.measured}
+    table = beside(_joined([measured, lived]), on_random, at_start, closed_forms(decoder, B, T), own)
     table = pa.concat_tables([table, without_nulls(_joined(later))])
     return Study(text, tau, table, sentence(decoder, tokens_BT[0], texts[0]), notes)
 

@@ -185,11 +185,14 @@ def test_nulls_stand_beside_their_numbers():
     other.add("b", 30.0, sequence=4)
     neither = Numbers()
     neither.add("z", 1.0)
-    table = beside(ours.table(), other.table(), neither.table(), {"a": 0.5})
+    table = beside(ours.table(), other.table(), neither.table(), {"a": 0.5}, {})
     assert table["value"].to_pylist() == [1, 2, 3, 5]
     assert table["null_random"].to_pylist() == [20, 10, None, None]
     assert table["null_initial"].to_pylist() == [None] * 4
     assert table["null_closed"].to_pylist() == [0.5, 0.5, None, None]
+    ours.add("made", 0.7, layer=1)  # what the gates of layer 1 make of "a" alone
+    table = beside(ours.table(), other.table(), neither.table(), {"a": 0.5}, {"a": "made"})
+    assert table["null_closed"].to_pylist() == [0.5, 0.7, None, None, None]
     with pytest.raises(ValueError, match="colour"):
         ours.add("a", 1.0, colour="red")
 
