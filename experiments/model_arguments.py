@@ -1,6 +1,7 @@
 """What the commands that open a trained model read off their command line, in one place."""
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from errors import InputError
@@ -33,6 +34,8 @@ def made(out: Path) -> Path:
     """The folder of the results. InputError: a file is in its place, or it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # before all is measured, not after
+            pass
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"--out {out} is a file, or lies in one; give a folder") from None
     except OSError as error:

@@ -6,6 +6,7 @@ and LLaMA's, which Mistral, Qwen2 and Qwen3 share. `transformers` is imported in
 
 import json
 import math
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from outliers.access.decoder import AttentionFunction, Decoder, Layer, Place, Si
 from outliers.access.vocabulary import HuggingFace
 
 WATCHED = "sinkless_watched"  # the name under which attention is registered while it is watched
-WEIGHTS = "model.safetensors"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -74,8 +75,10 @@ def open_hugging_face(name: str, dtype: torch.dtype) -> Decoder:
 
 def _loaded(label: str, load: Callable[..., Any], name: str, **options: Any) -> Any:
     """Call one of transformers' loaders; what it complains about becomes one line."""
+    from huggingface_hub import errors
     from safetensors import SafetensorError
 
+    strict = getattr(errors, "StrictDataclassError", ())  # not in old versions
     try:
         return load(name, **options)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
@@ -83,28 +86,46 @@ def _loaded(label: str, load: Callable[..., Any], name: str, **options: Any) -> 
         if isinstance(error, KeyError):  # its text is a key alone
             reason = f"a file of it is damaged (KeyError {reason})"
         raise InputError(f"{label} cannot be loaded: {reason}") from None
+    except strict as error:  # a value in config.json: its name stands in the first line, the reason in the next
+        raise InputError(f"{label} cannot be loaded: config.json: {' '.join(str(error).split())}") from None
 
 
 def _check_files(label: str, folder: Path) -> None:
-    """InputError where one of the folder's safetensors is damaged or missing: transformers does not say which."""
+    """InputError where one of the folder's files of weights is damaged or missing: transformers does not say which."""
+    for single in WEIGHTS:
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file():
+            files = {single}
+        elif index.is_file():
+            try:
+                files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            except (ValueError, LookupError, TypeError, AttributeError):
+                raise InputError(f"{label}: {index.name} is damaged: it does not map weights to files") from None
+        else:
+            continue
+        for name in sorted(files):
+            if not (folder / name).is_file():
+                raise InputError(f"{label}: {name} is missing, which {index.name} names")
+            if fault := _fault(folder / name):
+                raise InputError(f"{label}: {name} is truncated or damaged ({fault})")
+        return
+
+
+def _fault(file: Path) -> str | None:
+    """Why a file of weights cannot be read; None where it can. Reads what says where the weights are, not them."""
     from safetensors import SafetensorError, safe_open
 
-    files, index = {WEIGHTS}, folder / f"{WEIGHTS}.index.json"
-    if not (folder / WEIGHTS).is_file():
-        if not index.is_file():
-            return  # .bin, or nothing
-        try:
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise InputError(f"{label}: {index.name} is damaged: it does not map weights to files") from None
-    for name in sorted(files):
-        if not (folder / name).is_file():
-            raise InputError(f"{label}: {name} is missing, which {index.name} names")
-        try:
-            with safe_open(folder / name, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise InputError(f"{label}: {name} is truncated or damaged ({error})") from None
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt"):
+                return None
+        # Files from before torch 1.6 are no archives and cannot be mapped: they are read whole.
+        torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
+    except SafetensorError as error:
+        return str(error)
+    except Exception as error:  # unpickling what is damaged may raise anything
+        return str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
+    return None
 
 
 @contextmanager

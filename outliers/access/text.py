@@ -59,6 +59,8 @@ def _cut(decoder: Decoder, text: str, bos: int | None, count: int, length: int) 
     if decoder.vocabulary is None:
         raise InputError(f"{decoder.name} has no tokenizer, so it reads no text; give random for uniform tokens")
     content = BUILT_IN if text == "built-in" else _read(Path(text))
+    if not content:
+        raise InputError(f"text {text} is empty")
     own = length - (bos is not None)
     # Eight bytes a token are more than any tokenizer's mean: a large file need not be tokenised to its end.
     tokens = decoder.vocabulary.encode(content[: 8 * own * count + 64])

@@ -1,11 +1,13 @@
 """The order of an analysis: the text, then the same measurements where nothing was learned, then what needs both."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from torch import Tensor
 
+from errors import InputError
 from models import GPT
 from outliers import nulls
 from outliers.access import Decoder, Text, sequences
@@ -48,9 +50,10 @@ def study(
         say(line)
     tokens_BT = text.tokens
     B, T = tokens_BT.shape
-    say(f"measuring {B} sequences of {T} tokens: {text.name}")
+    say(f"measuring {B} sequence{'s' if B > 1 else ''} of {T} tokens: {text.name}")
     kinds_BT, texts = kinds(decoder, tokens_BT)
     measured = Survey(decoder, kinds_BT, texts, tau=tau).run(tokens_BT)
+    _check_finite(decoder, measured)
     say("the same on random tokens and with initial weights")
     on_random = _null(decoder, sequences(decoder, "random", count=min(B, NULL_SEQUENCES), length=T).tokens)
     at_start = _null(fresh(decoder), tokens_BT[:NULL_SEQUENCES])
@@ -67,6 +70,14 @@ def study(
     table = beside(_joined([measured, lived]), on_random, at_start, closed_forms(decoder, B, T), own)
     table = pa.concat_tables([table, without_nulls(_joined(later))])
     return Study(text, tau, table, sentence(decoder, tokens_BT[0], texts[0]), notes)
+
+
+def _check_finite(decoder: Decoder, measured: Numbers) -> None:
+    """InputError names the first place whose activations hold NaN or inf: there is nothing to compare or draw."""
+    for row in measured.table().to_pylist():  # places come in the order of the pass
+        if row["metric"] == "inf_norm" and not math.isfinite(row["value"]):
+            where = row["site"] if row["layer"] < 0 else f"{row['site']}, layer {row['layer']}"
+            raise InputError(f"{decoder.name}: the activations hold NaN or inf from {where} on, though no weight does")
 
 
 def _null(decoder: Decoder, tokens_BT: Tensor) -> pa.Table:

@@ -1,6 +1,7 @@
 """`analyze`: a report, its figures and every number from one command; one line for what it cannot take."""
 
 import csv
+import errno
 import json
 import math
 import re
@@ -15,12 +16,15 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 
 import train
+from errors import InputError
 from experiments.analyze.layer_figures import layer_figures
 from experiments.analyze.life_figures import life_figures
 from experiments.analyze.report import page
 from experiments.analyze.sentence_figures import FINEST, LINES, pooled, pooling, sentence_figures
+from experiments.model_arguments import made
 from models import GPT, GPTConfig
 from outliers.access import sequences
 from outliers.access.hugging_face import decoder_of as of_hugging_face
@@ -92,6 +96,8 @@ def test_what_it_cannot_take_is_one_line(folder, tmp_path, capsys):
     save_file(weights, nan / "model.safetensors", {"format": "pt"})
     encoder = changed(folder, tmp_path / "bert", model_type="bert", architectures=["BertModel"])
     (tmp_path / "file").write_text("")
+    tokenized = changed(folder, tmp_path / "tokenized")
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tokenized / "tokenizer.json"))
     random = ["--text", "random", "--out", str(tmp_path / "out")]
     for argv, said in (
         ([str(tmp_path / "nothing"), *random], "is not a model"),
@@ -103,6 +109,7 @@ def test_what_it_cannot_take_is_one_line(folder, tmp_path, capsys):
         ([f"hf:{folder}", *random, "--tau", "0"], "--tau 0: give a number above 1"),
         ([f"hf:{folder}", "--text", "random", "--out", str(tmp_path / "file")], "is a file, or lies in one"),
         ([f"hf:{folder}", "--text", "random", "--out", str(tmp_path / "file" / "in")], "is a file, or lies in one"),
+        ([f"hf:{tokenized}", *random[2:], "--text", str(tmp_path / "file")], "file is empty"),
         ([f"hf:{folder}"], "required: --out"),
     ):
         assert train.main(["analyze", *argv]) == 2
@@ -110,6 +117,26 @@ def test_what_it_cannot_take_is_one_line(folder, tmp_path, capsys):
         assert error.count("\n") == 1, error
         assert re.search(said, error), error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_measuring(monkeypatch, tmp_path):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert made(tmp_path / "new" / "out").is_dir()
+    assert not list((tmp_path / "new" / "out").iterdir())
+    monkeypatch.setattr("tempfile.TemporaryFile", full)  # as root, every folder can be written
+    with pytest.raises(InputError, match="out cannot be written: No space left on device"):
+        made(tmp_path / "out")
+
+
+def test_activations_that_overflow_are_named_by_their_first_place():
+    decoder = llama()
+    with torch.no_grad():
+        decoder.matrices(1)["up"].mul_(1e20)
+        decoder.matrices(1)["down"].mul_(1e30)
+    with pytest.raises(InputError, match="llama: the activations hold NaN or inf from mlp_output, layer 1 on"):
+        study(decoder, sequences(decoder, "random", count=1, length=20))
 
 
 def test_help_does_not_wait_for_torch():

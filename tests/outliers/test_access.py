@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,10 @@ def test_our_gpt_gives_the_same_numbers_as_hugging_faces(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "config.json").write_text((tmp_path / "sharded" / "config.json").read_text())
     torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    shutil.copytree(tmp_path / "bin", tmp_path / "old")  # as files of the hub from before torch 1.6 are
+    torch.save(model.state_dict(), tmp_path / "old" / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     ours, attended, nats = captured(of_ours(gpt))
-    for folder in ("sharded", "bin"):
+    for folder in ("sharded", "bin", "old"):
         decoder = open_decoder(f"hf:{tmp_path / folder}")
         assert decoder.vocabulary is None
         theirs, their_attended, their_nats = captured(decoder)
@@ -266,6 +269,17 @@ def test_bad_models_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "cut" / first).write_bytes((tmp_path / "cut" / first).read_bytes()[:-9])
     index = saved(tmp_path / "index", llama, size="20KB")
     (tmp_path / "index" / "model.safetensors.index.json").write_text('{"weight_map": ')
+    bins = {name: tmp_path / name for name in ("bin_cut", "bin_empty", "bin_junk", "bin_lost")}
+    whole = "pytorch_model.bin"
+    for folder in bins.values():
+        folder.mkdir()
+        (folder / "config.json").write_text((tmp_path / "half" / "config.json").read_text())
+        torch.save(llama.state_dict(), folder / whole)
+    (bins["bin_cut"] / whole).write_bytes((bins["bin_cut"] / whole).read_bytes()[:-9])
+    (bins["bin_empty"] / whole).write_bytes(b"")
+    (bins["bin_junk"] / whole).write_bytes(b"hello world")
+    (bins["bin_lost"] / whole).unlink()
+    (bins["bin_lost"] / f"{whole}.index.json").write_text('{"weight_map": {"lm_head.weight": "one.bin"}}')
     tokenizer = saved(tmp_path / "tokenizer", llama)
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     with torch.no_grad():
@@ -280,6 +294,11 @@ def test_bad_models_are_one_line(tmp_path, monkeypatch):
         sharded: f"{second} is missing, which model.safetensors.index.json names",
         cut: f"{first} is truncated or damaged",
         index: "model.safetensors.index.json is damaged",
+        f"hf:{bins['bin_cut']}": "pytorch_model.bin is truncated or damaged (",
+        f"hf:{bins['bin_empty']}": "pytorch_model.bin is truncated or damaged (EOFError)",
+        f"hf:{bins['bin_junk']}": "pytorch_model.bin is truncated or damaged (",
+        f"hf:{bins['bin_lost']}": "one.bin is missing, which pytorch_model.bin.index.json names",
+        saved(tmp_path / "words", llama, num_hidden_layers="three"): "num_hidden_layers': TypeError",
         tokenizer: f"the tokenizer of {tokenizer} cannot be loaded: a file of it is damaged",
         f"hf:{tmp_path / 'none'}": "cannot be loaded",
         saved(tmp_path / "deeper", random_model("llama"), num_hidden_layers=3): "weights are missing, such as",
