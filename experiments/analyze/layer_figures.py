@@ -10,7 +10,10 @@ from experiments.analyze.axes import colours, indices, logarithmic, over_layers
 from experiments.analyze.selection import by_layer, grid, select
 from experiments.drawing.canvas import STYLE, Picture, canvas, render
 from experiments.drawing.spikes import share
+from experiments.drawing.words import number
+from outliers.access.decoder import MATRICES
 from outliers.analysis.token_kinds import KINDS
+from outliers.attention import OUTLIER_SHARE
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555")
 HEAD_METRICS = {
@@ -46,9 +49,16 @@ def layer_figures(table: pa.Table) -> list[Picture]:
     }
     null = {"maximum, initial weights": by_layer(table, metric, "null_initial", site="down", statistic="max")}
     pictures.append(lines_picture("down-columns", "Down projection: max / mean of a column", ratios, null, "ratio"))
+    pictures.append(modules_picture(table))
     received = grid(select(table, "received", layer=None, position=None), "layer", "position")
     if received.size:
-        pictures += [keys_picture(received), heads_picture(table)]
+        caption = "Σ over queries of the head-averaged weight, over T; 2502.06415 calls a key an outlier from 0.1"
+        pictures.append(keys_picture("received", "Attention received by each key", caption, received, OUTLIER_SHARE))
+        pictures.append(heads_picture(table))
+    rates = grid(select(table, "sink_rate@0.3_key", layer=None, position=None), "layer", "position")
+    if rates.size:
+        caption = "Share of heads and sequences in which the queries that see the key give it more than 0.3 in the mean"
+        pictures.append(keys_picture("sink-keys", "Sink rate of each key", caption, rates, 1.0))
     return pictures
 
 
@@ -77,12 +87,37 @@ def lines_picture(
     return Picture(name, title, "", render(figure))
 
 
-def keys_picture(received: np.ndarray) -> Picture:
-    """Attention that each of the first keys receives, by layer: mean over heads, sequences and all queries."""
-    shown = received[:, :KEYS]
+def modules_picture(table: pa.Table) -> Picture:
+    """Weight outliers of every matrix, layers by modules, as 2502.06415 compares modules."""
+    both = [f"weight_{way}_max_to_mean" for way in ("column", "row")]
+    names = [name for name in MATRICES if len(by_layer(table, both[0], site=name, statistic="max"))]
+    values, initial = (
+        np.array([np.max([by_layer(table, m, kind, site=n, statistic="max") for m in both], 0) for n in names])
+        for kind in ("value", "null_initial")
+    )
+    wide, tall = 2.2 + min(6.5, 0.45 * values.shape[1]), 1.0 + 0.26 * len(names)
+    figure = canvas(wide, tall)
+    with mpl.rc_context(STYLE):
+        axes = figure.add_axes(share(figure, (0.6, 0.55, wide - 1.6, tall - 0.75)))
+        image = axes.imshow(values, vmin=0, cmap="viridis", aspect="auto", interpolation="nearest")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("layer")
+        indices(axes.xaxis, values.shape[1])
+        axes.grid(False)
+        colours(figure, image, (wide - 0.85, 0.55, 0.12, tall - 0.75))
+    caption = (
+        "Largest |w| over the mean of its column or row, whichever ratio is larger. With initial weights "
+        f"{number(float(initial.min()))} to {number(float(initial.max()))}."
+    )
+    return Picture("modules", "Weight outliers by module", caption, render(figure), wide=True)
+
+
+def keys_picture(name: str, title: str, caption: str, values: np.ndarray, least: float) -> Picture:
+    """A number of each of the first keys, by layer. least: how far the colours reach at least."""
+    shown = values[:, :KEYS]
     wide, tall = min(10.5, 2 + 0.18 * shown.shape[1]), 1.3 + 0.2 * len(shown)
     figure = canvas(wide, tall)
-    top = max(0.1, float(np.nanmax(shown)))
+    top = max(least, float(np.nanmax(shown)))
     with mpl.rc_context(STYLE):
         axes = figure.add_axes(share(figure, (0.7, 0.5, wide - 1.7, tall - 0.8)))
         image = axes.imshow(shown, vmin=0, vmax=top, cmap="viridis", aspect="auto", interpolation="nearest")
@@ -90,11 +125,7 @@ def keys_picture(received: np.ndarray) -> Picture:
         indices(axes.yaxis, len(shown))
         axes.grid(False)
         colours(figure, image, (wide - 0.85, 0.5, 0.12, tall - 0.8))
-    caption = (
-        f"Σ over queries of the head-averaged weight, over T: the first {shown.shape[1]} keys. 2502.06415 calls a key "
-        "an outlier from 0.1."
-    )
-    return Picture("received", "Attention received by each key", caption, render(figure), wide=True)
+    return Picture(name, title, f"{caption}. The first {shown.shape[1]} keys.", render(figure), wide=True)
 
 
 def heads_picture(table: pa.Table) -> Picture:

@@ -11,11 +11,12 @@ from experiments.drawing.canvas import STYLE, Picture, canvas, render
 from experiments.drawing.spikes import share
 from outliers.analysis.life_cycle import OPERATORS, WRITERS
 
+LINEAR = 10.0  # up to here a linear scale shows more
 SPREAD = {
     "spread_q_norm_ratio": "query norm / others'",
     "spread_k_norm_ratio": "key norm / others'",
     "spread_v_norm_ratio": "value norm / others'",
-    "spread_logit": "mean logit of its key",
+    "spread_logit": "mean logit q·k / √D of its key",
     "spread_logit_others": "mean logit of other keys",
     "spread_probability": "mean weight of its key",
 }
@@ -58,8 +59,8 @@ def operators_picture(table: pa.Table) -> Picture:
         axes.grid(False)
         logarithmic(colours(figure, image, (wide - 0.95, 0.55, 0.13, tall - 0.75)))
     caption = (
-        "Largest |x| of the followed token over the median of the other tokens' largest, mean over sequences: where it "
-        "first grows the outlier emerges."
+        "Largest |x| of the followed token over the median of the other tokens' largest, both means over sequences: "
+        "where it first grows the outlier emerges. Below 1 as 1."
     )
     return Picture("life-operators", "Emergence, operator by operator", caption, render(figure), wide=True)
 
@@ -81,8 +82,9 @@ def channel_picture(table: pa.Table) -> Picture:
                 markersize=3,
                 label=site.replace("_", " "),
             )
-        axes.set_yscale("symlog", linthresh=1.0)
-        axes.yaxis.set_major_formatter(PLAIN)
+        if np.abs(axes.dataLim.intervaly).max() > LINEAR:
+            axes.set_yscale("symlog", linthresh=1.0)
+            axes.yaxis.set_major_formatter(PLAIN)
         axes.set_ylabel("value, mean over sequences")
         over_layers(axes, len(values))
         figure.suptitle("The followed channel at the followed token", x=0.02, ha="left", y=0.985, fontsize=10)

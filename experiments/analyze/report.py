@@ -14,16 +14,18 @@ from experiments.drawing.words import number
 from experiments.dynamics import Onset
 from outliers.access import Decoder
 from outliers.analysis.study import Study
-from outliers.analysis.survey import DETAILED_SITES
+from outliers.analysis.survey import DETAILED_SITES, DORMANT
 from outliers.analysis.token_kinds import DESCRIPTIONS
+from outliers.attention import OUTLIER_SHARE
 from outliers.definitions import DEFINITIONS
+from outliers.nulls import harmonic_share
 
 LISTED, NAMED_POSITIONS = 12, 4
 VALUES = ("value", "null_random", "null_initial", "null_closed")
 EXISTENCE = ("block-output", "down-input", "down-weights", "attention", "attention-heads")
 POSITION = (
     "by-layer-block_output", "by-class-block_output", "by-layer-down_input", "by-class-down_input", "down-columns",
-    "received",
+    "modules", "received",
 )  # fmt: skip
 SINGLE = dict.fromkeys(("site", "layer", "channel", "sequence", "position", "token", "kind"))  # any of each
 
@@ -37,10 +39,10 @@ def page(
     sections = [
         setting(decoder, found),
         section("Main numbers", headlines(table)),
-        section("Outliers as 2502.06415 codes them", coded(table, found.tau)),
+        section("Outliers as 2502.06415 codes them", coded(table, found.tau, found.text.tokens.shape[1])),
         section("Existence", gallery(by_name, *EXISTENCE)),
         section("Position", gallery(by_name, *POSITION) + classes() + channels(table)),
-        section("Sinks", gallery(by_name, "heads") + heads(table)),
+        section("Sinks", gallery(by_name, "heads", "sink-keys") + heads(table)),
         section("Life cycle", life(table) + gallery(by_name, "life-operators", "life-channel", "spread")),
         section("Consistency", agreement(table)),
         section("Interventions", changes(table, found.tau)),
@@ -103,20 +105,26 @@ def headlines(table: pa.Table) -> str:
             rows.append([label, *cells])
     note = (
         '<p class="soft">Reduced over layers, heads and sites as docs/metrics.md says. Nulls: the same model on '
-        "uniform random tokens, the same text with initial weights, and the closed form where there is one.</p>"
+        "uniform random tokens, the same text with initial weights, and the closed form where there is one. What forms "
+        "on any text reads the same on random tokens, and is no less a sink or an outlier for it.</p>"
     )
     return html_table(["Measure", "Here", "Random tokens", "Initial weights", "Closed form"], rows) + note
 
 
-def coded(table: pa.Table, tau: float) -> str:
+def coded(table: pa.Table, tau: float, length: int) -> str:
     """Outlier tokens and keys, grouped by place, position and token class; the largest groups."""
+    even = harmonic_share(length)
+    warning = (
+        f'<p class="soft">Uniform attention over {length} tokens gives the first key {number(even)} of it: in '
+        "sequences this short the rule for keys tells nothing.</p>"
+    )
     return "".join(
         f"<h3>{title}</h3>{grouped(select(table, metric, **SINGLE), unit)}"
         for metric, title, unit in (
             ("outlier_token", f"Tokens with max |x| above {tau:g} times the sequence's mean |x|", "largest / mean"),
             ("outlier_key", "Keys that receive a tenth of all attention", "share received"),
         )
-    )
+    ) + (warning if even >= OUTLIER_SHARE else "")
 
 
 def grouped(rows: pa.Table, unit: str) -> str:
@@ -160,7 +168,8 @@ def channels(table: pa.Table) -> str:
             cells = (row["value"], median, row["null_random"], row["null_initial"])
             rows.append([f"<code>{site}</code>", str(row["layer"]), str(row["channel"]), *map(number, cells)])
     names = ["Site", "Layer", "Channel", "Largest |x|", "Median over tokens", "Random tokens", "Initial weights"]
-    return "<h3>Largest channels</h3>" + html_table(names, rows)
+    note = '<p class="soft">Largest |x|: of the channel over tokens, mean over sequences, as are median and nulls.</p>'
+    return "<h3>Largest channels</h3>" + html_table(names, rows) + note
 
 
 def heads(table: pa.Table) -> str:
@@ -170,7 +179,7 @@ def heads(table: pa.Table) -> str:
         return "<p>This attention does not say what it computes, so its weights were not measured.</p>"
     always, never = sum(s == 1 for s in shares), sum(s == 0 for s in shares)
     return (
-        f"<p>A head is dormant on an input where its gated weight on real keys after the first is below 0.3: "
-        f"{always} of {len(shares)} heads are so on every input, {len(shares) - always - never} on some, {never} on "
-        "none.</p>"
+        f"<p>A head is dormant on an input where its gated weight on real keys after the first is below {DORMANT:g}. "
+        f"Of {counted(len(shares), 'head')}: {always} on every input, {len(shares) - always - never} on some, {never} "
+        "on none.</p>"
     )

@@ -37,11 +37,12 @@ def sentence_figures(decoder: Decoder, sentence: Sentence) -> list[Picture]:
         averaged = sentence.attention.mean(1)
         strongest = int(sentence.attention[:, :, 1:, 0].mean((1, 2)).argmax()) if len(sentence.texts) > 1 else 0
         pictures.append(
-            map_picture("attention", "Attention, mean over heads", "Rows: queries; columns: keys.",
+            map_picture("attention", "Attention, mean over heads",
+                        "Rows: queries; columns: keys. Colour: the weight, before a gate.",
                         {f"layer {n}": averaged[n] for n in shown_layers(averaged[:, :, 0].mean(1))})
         )  # fmt: skip
         heads = {f"head {h}": heads for h, heads in enumerate(sentence.attention[strongest][:16])}
-        caption = f"Layer {strongest}, where the first key receives the most" + (
+        caption = f"As above, layer {strongest}, where the first key receives the most" + (
             "." if sentence.attention.shape[1] <= 16 else "; the first 16 heads."
         )
         pictures.append(map_picture("attention-heads", "Attention by head", caption, heads, columns=4))

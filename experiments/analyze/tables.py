@@ -1,5 +1,6 @@
 """The page's tables of what was done to a model and what came of it. Cells are HTML."""
 
+import math
 from html import escape
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ from experiments.dynamics import CLEAR, CURVES, FEWEST, Onset, before, outcome, 
 from outliers.analysis.channels import CHANGES, RATIO, SITES
 from outliers.analysis.interventions import ACTIONS, MARGIN
 
-VERDICTS = {1.0: ("yes", "true"), 0.0: ("no", "fake")}
+VERDICTS = {1.0: ("yes", "true"), 0.0: ("no", "fake"), -1.0: ("yes", "harmful")}
 UNDECIDED = ("na", "undecided")
 COMPARED = {
     "weight_activation": "Channels: activations and down projections",
@@ -46,9 +47,10 @@ def life(table: pa.Table) -> str:
         over[value] = number(float((own / others).max()))
     return (
         f"<p>Followed: channel {one(table, 'outlier_channel'):.0f}, the largest of the block outputs, at the token of "
-        f"each of {len(positions)} sequences where it is largest (the first token in {first}). In a block output this "
-        f"token’s largest |x| is up to {over['value']} times the other tokens’ median (random tokens: "
-        f"{over['null_random']}, initial weights: {over['null_initial']}): near these nulls it is no outlier.</p>"
+        f"each sequence where it is largest (the first token in {first} of {len(positions)}). In a block output this "
+        f"token’s largest |x| is up to {over['value']} times the other tokens’ median, with initial weights "
+        f"{over['null_initial']}: where the two are close, an ordinary value is followed. On random tokens it is "
+        f"{over['null_random']}; an outlier that needs no particular text is as large there.</p>"
     )
 
 
@@ -84,14 +86,16 @@ def changes(table: pa.Table, tau: float) -> str:
         cells = []
         for action in ACTIONS:
             change = one(table, "loss_change", statistic=action, **place)
-            error = one(table, "loss_change_error", statistic=action, **place)
-            cells.append(f"{signed(change)} ± {number(error)}")
+            cells.append(plus_minus(change, one(table, "loss_change_error", statistic=action, **place)))
         kind, word = VERDICTS.get(one(table, "outliers_used", **place), UNDECIDED)
         layer = "" if row["layer"] < 0 else str(row["layer"])
         verdict = f'<span class="tag {kind}">{word}</span>'
         rows.append([f"<code>{row['site']}</code>", layer, f"{row['value']:,.0f}", *cells, verdict])
     if not rows:
-        return f"<p>No activation at any site is above {tau:g} times its sequence’s mean |x|: nothing to change.</p>"
+        return (
+            f"<p>No activation at any site is above {tau:g} times its sequence’s mean |x|: nothing to change. A "
+            "smaller --tau changes smaller ones.</p>"
+        )
     names = [
         "Site",
         "Layer",
@@ -103,9 +107,10 @@ def changes(table: pa.Table, tau: float) -> str:
         "Verdict",
     ]
     note = (
-        "Change of the loss in nats per token ± its standard error over sequences. True (used): setting the outliers "
-        f"to 0 costs more than {MARGIN:g} nats beyond two standard errors; fake (only carried): it costs "
-        "less by as much; undecided: the noise does not tell."
+        "Change of the loss in nats per token ± its standard error over sequences, which a single sequence does not "
+        f"have. True (used): setting the outliers to 0 costs more than {MARGIN:g} nats beyond two standard errors; "
+        "harmful (used): it gains as much; fake (only carried): it does neither, beyond two standard errors; "
+        "undecided: the noise does not tell."
     )
     return html_table(names, rows) + f'<p class="soft">{note}</p>'
 
@@ -118,8 +123,9 @@ def undone(table: pa.Table) -> str:
             layer = "last norm" if row["layer"] < 0 else str(row["layer"])
             named.append((row["value"], [title, f"<code>{escape(row['site'])}</code>", layer, str(row["channel"])]))
     named.sort(key=lambda entry: -entry[0])
+    sizes = f'<p class="soft">{largest_ratios(table)}</p>'
     if not named:
-        return f"<p>No norm gain and no column of W_q is above {RATIO:g} times its median: nothing to undo.</p>"
+        return f"<p>No norm gain and no column of W_q is above {RATIO:g} times its median: nothing to undo.</p>{sizes}"
     rows = [[*cells, number(value)] for value, cells in named[:12]]
     more = f'<p class="soft">The largest 12 of {len(named)}.</p>' if len(named) > 12 else ""
     before = [_largest(table, site, "before") for site in SITES]
@@ -128,15 +134,30 @@ def undone(table: pa.Table) -> str:
         count = one(table, "channels_changed", statistic=name) or 0
         change = one(table, "channels_loss_change", statistic=name)
         error = one(table, "channels_loss_change_error", statistic=name)
-        cost = "–" if change is None else f"{signed(change)} ± {number(error)}"
+        cost = "–" if change is None else plus_minus(change, error)
         cells = ["–"] * len(SITES) if change is None else [number(_largest(table, site, name)) for site in SITES]
         after.append([CHANGED[name], f"{count:.0f}", cost, *cells])
     names = ["", "Changed", "Loss change (nats ± standard error)", *(f"<code>{site}</code>" for site in SITES)]
     return (
-        html_table(["What", "Site", "Layer", "Channel", "Over the median"], rows) + more
+        html_table(["What", "Site", "Layer", "Channel", "Over the median"], rows) + more + sizes
         + "<h3>Undone</h3>" + html_table(names, after)
         + '<p class="soft">At the sites: largest over median channel maximum, the largest over layers.</p>'
     )  # fmt: skip
+
+
+def largest_ratios(table: pa.Table) -> str:
+    """The largest gain and column of W_q over their medians, with the null."""
+    parts = []
+    for metric, title in (("gain_to_median", "norm gain"), ("query_column_to_median", "column of W_q")):
+        rows = select(table, metric, site=None, layer=None, statistic="max")
+        here, initial = (number(max(rows[name].to_pylist())) for name in ("value", "null_initial"))
+        parts.append(f"the largest {title} is {here} times its median (initial weights: {initial})")
+    return f"In the whole model, {', '.join(parts)}."
+
+
+def plus_minus(change: float, error: float) -> str:
+    """A change and its standard error, where it has one."""
+    return f"{signed(change)} ± {number(error)}" if math.isfinite(error) else signed(change)
 
 
 def _largest(table: pa.Table, site: str, statistic: str) -> float | None:

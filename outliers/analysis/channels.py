@@ -3,7 +3,7 @@
 Shapes: B sequences, T tokens, C width, I inputs and O outputs of a matrix.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -19,12 +19,18 @@ from outliers.running import Running
 
 RATIO = 4.0  # a gain or a column is an outlier above this many medians of its norm's gains or its matrix's columns
 SITES = ("norm_attention", "norm_mlp", "q")
+NAMES = {"gain_to_median": "outlier_gain", "query_column_to_median": "triggering_column"}  # ratio -> what is large
 
 
 def large(values_N: Tensor) -> Tensor:
     """True where |value| > RATIO · median |value| (the lower median)."""
-    a_N = values_N.detach().abs()
-    return a_N > RATIO * a_N.median()
+    return over_median(values_N) > RATIO
+
+
+def over_median(values_N: Tensor) -> Tensor:
+    """|value| over the median |value| (the lower median), float64."""
+    a_N = values_N.detach().double().abs()
+    return a_N / a_N.median()
 
 
 class Peaks:
@@ -83,17 +89,18 @@ class Channels:
 
 def _name(decoder: Decoder, numbers: Numbers) -> None:
     """Each outlier gain over the median gain, and each triggering column's norm over the median norm."""
+    for metric, site, layer, ratio_N in ratios(decoder):
+        found = (ratio_N > RATIO).nonzero()[:, 0].numpy()
+        if len(found):
+            numbers.add(NAMES[metric], ratio_N[found], channel=found.astype(np.int32), site=site, layer=layer)
+
+
+def ratios(decoder: Decoder) -> Iterator[tuple[str, str, int, Tensor]]:
+    """(a key of `NAMES`, site, layer, ratios (C,)) of every norm's gains and of every W_q's columns."""
     for (site, layer), gain_C in decoder.gains().items():
-        _list(numbers, "outlier_gain", gain_C, site=site, layer=layer)
+        yield "gain_to_median", site, layer, over_median(gain_C)
     for layer in range(decoder.sizes.layers):
-        _list(numbers, "triggering_column", _columns(decoder, layer), site="q", layer=layer)
-
-
-def _list(numbers: Numbers, metric: str, values_N: Tensor, **place: str | int) -> None:
-    a_N = values_N.detach().double().abs()
-    found = large(a_N).nonzero()[:, 0].numpy()
-    if len(found):
-        numbers.add(metric, (a_N / a_N.median())[found], channel=found.astype(np.int32), **place)
+        yield "query_column_to_median", "q", layer, over_median(_columns(decoder, layer))
 
 
 def _columns(decoder: Decoder, layer: int) -> Tensor:

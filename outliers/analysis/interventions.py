@@ -16,7 +16,7 @@ from outliers.access import Decoder
 from outliers.access.decoder import Function
 from outliers.analysis.numbers import Numbers
 
-MARGIN = 0.01  # nats a token: a smaller change of the loss is no harm
+MARGIN = 0.01  # nats a token: a smaller change of the loss is none
 ERRORS = 2  # standard errors that a verdict leaves for noise
 ACTIONS = ("zero", "mean", "clip", "zero_random")
 
@@ -122,7 +122,10 @@ def mean_and_error(values_B: Tensor) -> tuple[float, float]:
 
 
 def used(mean: float, error: float) -> float:
-    """1 (true: removal hurts), 0 (fake: it does not), NaN (the noise does not tell)."""
-    if mean - ERRORS * error > MARGIN:
+    """1 (true: removal hurts), 0 (fake: it changes nothing), −1 (harmful: it helps), NaN (the noise does not tell)."""
+    low, high = mean - ERRORS * error, mean + ERRORS * error
+    if low > MARGIN:
         return 1.0
-    return 0.0 if mean + ERRORS * error < MARGIN else float("nan")
+    if high < -MARGIN:
+        return -1.0
+    return 0.0 if low > -MARGIN and high < MARGIN else float("nan")

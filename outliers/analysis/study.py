@@ -55,7 +55,8 @@ def study(
     measured = Survey(decoder, kinds_BT, texts, tau=tau).run(tokens_BT)
     _check_finite(decoder, measured)
     say("the same on random tokens and with initial weights")
-    on_random = _null(decoder, sequences(decoder, "random", count=min(B, NULL_SEQUENCES), length=T).tokens)
+    random_BT = sequences(decoder, "random", count=min(B, NULL_SEQUENCES), length=T).tokens
+    on_random = _null(decoder, random_BT, of_weights=False)  # the weights are the same
     at_start = _null(fresh(decoder), tokens_BT[:NULL_SEQUENCES])
     say("where outliers agree, and what they do")
     lived, *later = analyse(
@@ -80,8 +81,8 @@ def _check_finite(decoder: Decoder, measured: Numbers) -> None:
             raise InputError(f"{decoder.name}: the activations hold NaN or inf from {where} on, though no weight does")
 
 
-def _null(decoder: Decoder, tokens_BT: Tensor) -> pa.Table:
-    survey = Survey(decoder, *kinds(decoder, tokens_BT), single=False)
+def _null(decoder: Decoder, tokens_BT: Tensor, *, of_weights: bool = True) -> pa.Table:
+    survey = Survey(decoder, *kinds(decoder, tokens_BT), single=False, of_weights=of_weights)
     return _joined([survey.run(tokens_BT), *analyse(decoder, tokens_BT, LifeCycle(decoder))])
 
 

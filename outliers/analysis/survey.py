@@ -20,6 +20,7 @@ from outliers import activations, attention, weights
 from outliers.access import Decoder
 from outliers.access.decoder import CHUNK_TOKENS
 from outliers.activations import OUTLIER_RATIO, Scratch, exceeds, lower_median
+from outliers.analysis import channels
 from outliers.analysis.numbers import Numbers
 from outliers.analysis.token_kinds import KINDS
 from outliers.attention import LATER_QUERIES, OUTLIER_SHARE, SINK_THRESHOLD
@@ -36,7 +37,7 @@ class Survey:
     """Measures a decoder on (B, T) tokens. kinds_BT, texts: of `token_kinds.kinds`.
 
     single: also write down the single tokens and keys that are outliers as 2502.06415 codes it, a token above
-    tau · mean |x|.
+    tau · mean |x|. of_weights: also measure the weights, which no text changes.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class Survey:
         texts: Sequence[Sequence[str]],
         *,
         single: bool = True,
+        of_weights: bool = True,
         tau: float = OUTLIER_RATIO,
     ):
         self.decoder, self.kinds_BT, self.texts, self.single, self.tau = decoder, kinds_BT, texts, single, tau
-        self.prefix = decoder.sizes.prefix_tokens
+        self.prefix, self.of_weights = decoder.sizes.prefix_tokens, of_weights
         self.numbers = Numbers()
         self._scratch = Scratch()
         self._sites: dict[tuple[str, int], Running] = defaultdict(Running)
@@ -70,7 +72,8 @@ class Survey:
         self._loss(torch.cat(nats))
         self._write_sites()
         self._write_heads()
-        self._write_weights()
+        if self.of_weights:
+            self._write_weights()
         return self.numbers
 
     # While the model runs.
@@ -197,6 +200,9 @@ class Survey:
             active_BH = torch.cat(self._active[layer])
             add("active_mass", active_BH.mean(0), **at)
             add("dormant_inputs", (active_BH < DORMANT).double().mean(0), **at)
+            if "sinks" in where.sums:
+                rate = where.sums["sinks"].mean(0) / sequences
+                add("sink_rate@0.3_key", rate, layer=layer, position=np.arange(len(rate)))
             for head in range(heads):
                 add("received", received_HR[head], layer=layer, head=head, position=np.arange(positions))
                 if "sinks" in where.sums:
@@ -210,8 +216,10 @@ class Survey:
                     self.numbers.add(metric, value, site=name, layer=layer, statistic=statistic)
                 if name == "down":
                     ratio = weights.ratios(matrix_OI, 0)
-                    channels = np.arange(len(ratio))
-                    self.numbers.add("weight_column_max_to_mean", ratio, site=name, layer=layer, channel=channels)
+                    at = {"site": name, "layer": layer, "channel": np.arange(len(ratio))}
+                    self.numbers.add("weight_column_max_to_mean", ratio, **at)
+        for metric, site, layer, ratio in channels.ratios(self.decoder):
+            self.numbers.add(metric, ratio.max(), site=site, layer=layer, statistic="max")
 
 
 def summary(a_NC: Tensor) -> Tensor:

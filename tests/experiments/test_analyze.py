@@ -59,6 +59,8 @@ def test_one_command_gives_a_report_with_its_figures_and_numbers(folder, tmp_pat
     assert len(figures) >= 10
     assert html.count("data:image/png;base64,") == len(figures)
     assert "has no tokenizer" in html
+    assert "in sequences this short" not in html
+    assert {"modules.png", "sink-keys.png", "received.png"} <= set(figures)
     assert "http" not in re.sub(r"https?://[^\s\"<]*arxiv[^\s\"<]*", "", html)  # needs no network
     table = pq.read_table(out / "numbers.parquet").to_pylist()
     found = [row for row in table if row["metric"] == "outlier_token"]
@@ -66,6 +68,12 @@ def test_one_command_gives_a_report_with_its_figures_and_numbers(folder, tmp_pat
     assert "channel 3" in html
     beside = [row for row in table if row["metric"] == "inf_norm"]
     assert all(row["null_random"] is not None and row["null_initial"] is not None for row in beside)
+    of_weights = {
+        "weight_column_max_to_mean", "weight_row_max_to_mean", "gain_to_median", "query_column_to_median",
+    }  # fmt: skip
+    weights = [row for row in table if row["metric"] in of_weights]
+    assert {row["metric"] for row in weights} == of_weights
+    assert all(row["null_random"] is None and row["null_initial"] is not None for row in weights)
 
 
 def test_pooling_keeps_the_largest_and_is_said():
@@ -176,6 +184,7 @@ def test_every_part_of_the_page_is_there_as_far_as_the_attention_lets_it(opened)
         "Consistency", "Interventions", "Channel-wise outliers",
     ]  # fmt: skip
     assert ("so its weights were not measured" in html) == (opened is silent)
+    assert "Uniform attention over 40 tokens gives the first key 0.107 of it" in html  # the rule for keys says nothing
     names = {picture.name for picture in pictures}
     assert not {"heads", "attention", "attention-heads", "received"} & names
     assert ("spread" in names) == (opened is silent)  # the values' norms at least

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from outliers.access import sequences
-from outliers.analysis.channels import Channels
+from outliers.analysis.channels import Channels, ratios
 from outliers.analysis.excerpt import analyse
 from outliers.analysis.interventions import Interventions, changing, mean_and_error, outliers, used
 
@@ -86,7 +86,8 @@ def test_each_action_changes_what_it_says_and_nothing_else():
 def test_verdicts_leave_room_for_noise():
     assert used(0.05, 0.01) == 1
     assert used(0.001, 0.001) == 0
-    assert used(-0.5, 0.01) == 0
+    assert used(-0.5, 0.01) == -1
+    assert math.isnan(used(-0.012, 0.002))
     assert math.isnan(used(0.05, 0.03))
     assert math.isnan(used(1.0, mean_and_error(torch.tensor([1.0]))[1]))
     assert mean_and_error(torch.tensor([1.0, 3.0])) == pytest.approx((2, 1))
@@ -97,6 +98,14 @@ def test_a_triggering_channel_is_found_and_undone():
     tokens = text(decoder)
     before = {name: parameter.clone() for name, parameter in decoder.module.named_parameters()}
     table = analyse(decoder, tokens, Channels(decoder))[0].table()
+    largest = {
+        metric: (layer, float(ratio_C.max())) for metric, _, layer, ratio_C in ratios(decoder) if ratio_C.max() > 4
+    }
+    norms = decoder.matrices(planted.LAYER)["q"].norm(dim=0)
+    assert largest == {
+        "gain_to_median": (planted.LAYER, pytest.approx(30)),
+        "query_column_to_median": (planted.LAYER, pytest.approx(float(norms[planted.CHANNEL] / norms.median()))),
+    }
     place = (planted.LAYER, planted.CHANNEL)
     assert values(table, "outlier_gain") == {("norm_attention", *place): pytest.approx(30)}
     assert list(values(table, "triggering_column")) == [("q", *place)]
