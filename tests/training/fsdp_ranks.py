@@ -49,7 +49,7 @@ def two_ranks(folder: Path, text: str, strategy: str = "fsdp2", **options) -> Ru
 
 
 def main(folder: Path, text: str) -> None:
-    dropout = {"network": {"dropout": 0.1}, "accumulation": 2, "weights": 4}
+    dropout = {"network": {"dropout": 0.1}, "accumulation": 2, "weights": 4, "quantization_gap": True}
     two_ranks(folder / "whole", text, **dropout).fit()
     two_ranks(folder / "parts", text, stop_after=5, **dropout).fit()
     # The second half computes every block twice, which changes no number: the masks of dropout are replayed.

@@ -15,6 +15,8 @@ from tiny_run import differences, metrics, tiny_run
 from errors import InputError
 from models.checkpoints import load, load_weights, rebuild
 from outliers.access import open_decoder
+from outliers.access.ours import decoder_of
+from outliers.compression.study import w8a8_gap
 from training.checkpoint_io import recover
 from training.cli import check
 from training.command_line import CommandLine
@@ -70,6 +72,17 @@ def test_an_interrupted_run_equals_the_whole_one_bit_for_bit(runs):
     for path in (runs / "whole/probes").iterdir():
         assert (path.suffix == ".npz") or path.read_bytes() == (runs / "parts/probes" / path.name).read_bytes()
     assert (runs / "whole/probes/sentence.npz").exists()
+
+
+def test_the_quantization_gap_is_that_of_the_whole_weights(runs, text):
+    data = tiny_run(runs / "gap", text, **OPTIONS).data
+    data.open()
+    rows = {row["step"]: float(row["outliers/quantization_gap"] or "nan") for row in metrics(runs / "whole")}
+    for step in ("4", "8"):
+        gpt, _ = rebuild(runs / f"whole/checkpoints/weights-step={step:0>6}.safetensors")
+        gap, _ = w8a8_gap(decoder_of(gpt), data.probe_tokens(2))
+        assert rows[step] == pytest.approx(gap, abs=1e-6)  # float32: a loss of 5 has steps of 5e-7
+        assert abs(gap) > 1e-5
 
 
 def test_a_run_goes_on_under_ddp_fsdp2_and_one_process(runs, text):
