@@ -1,13 +1,11 @@
 """The order of an analysis: the text, then the same measurements where nothing was learned, then what needs both."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from torch import Tensor
 
-from errors import InputError
 from models import GPT
 from outliers import nulls
 from outliers.access import Decoder, Text, sequences
@@ -53,7 +51,6 @@ def study(
     say(f"measuring {B} sequence{'s' if B > 1 else ''} of {T} tokens: {text.name}")
     kinds_BT, texts = kinds(decoder, tokens_BT)
     measured = Survey(decoder, kinds_BT, texts, tau=tau).run(tokens_BT)
-    _check_finite(decoder, measured)
     say("the same on random tokens and with initial weights")
     random_BT = sequences(decoder, "random", count=min(B, NULL_SEQUENCES), length=T).tokens
     on_random = _null(decoder, random_BT, of_weights=False)  # the weights are the same
@@ -71,14 +68,6 @@ def study(
     table = beside(_joined([measured, lived]), on_random, at_start, closed_forms(decoder, B, T), own)
     table = pa.concat_tables([table, without_nulls(_joined(later))])
     return Study(text, tau, table, sentence(decoder, tokens_BT[0], texts[0]), notes)
-
-
-def _check_finite(decoder: Decoder, measured: Numbers) -> None:
-    """InputError names the first place whose activations hold NaN or inf: there is nothing to compare or draw."""
-    for row in measured.table().to_pylist():  # places come in the order of the pass
-        if row["metric"] == "inf_norm" and not math.isfinite(row["value"]):
-            where = row["site"] if row["layer"] < 0 else f"{row['site']}, layer {row['layer']}"
-            raise InputError(f"{decoder.name}: the activations hold NaN or inf from {where} on, though no weight does")
 
 
 def _null(decoder: Decoder, tokens_BT: Tensor, *, of_weights: bool = True) -> pa.Table:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from errors import InputError
 from kernels import AttentionStatistics, Parts
 from outliers import activations, attention, weights
 from outliers.access import Decoder
@@ -62,13 +63,14 @@ class Survey:
         self._start = 0
 
     def run(self, tokens_BT: Tensor) -> Numbers:
-        """All numbers of the pass, the weights' and the loss among them."""
+        """All numbers of the pass, the weights' and the loss among them. InputError: activations overflow."""
         hooks = [(site, layer, self._at(site, layer)) for site, layer in self.decoder.places if site in SITES]
         nats = []
         with self.decoder.hooked(hooks, self._attended):
             for chunk_bT in tokens_BT.split(max(1, CHUNK_TOKENS // tokens_BT.shape[1])):
                 nats.append(self.decoder.nats(chunk_bT))
                 self._start += len(chunk_bT)
+        self._check()
         self._loss(torch.cat(nats))
         self._write_sites()
         self._write_heads()
@@ -155,6 +157,15 @@ class Survey:
             self.numbers.add("outlier_key", float(share_BR[b, t]), layer=layer, **self._token(self._start + b, t))
 
     # Afterwards.
+
+    def _check(self) -> None:
+        """InputError names the first place that holds NaN or inf: there is nothing to compare or draw."""
+        for (site, layer), running in self._sites.items():  # in the order of the pass
+            if "inf_norm" in running.sums and not bool(torch.isfinite(running.sums["inf_norm"])):
+                where = site if layer < 0 else f"{site}, layer {layer}"
+                raise InputError(
+                    f"{self.decoder.name}: activations hold NaN or inf from {where} on, though no weight does"
+                )
 
     def _loss(self, nats_BT: Tensor) -> None:
         each_B = nats_BT.mean(1)

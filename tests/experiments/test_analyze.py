@@ -143,7 +143,7 @@ def test_activations_that_overflow_are_named_by_their_first_place():
     with torch.no_grad():
         decoder.matrices(1)["up"].mul_(1e20)
         decoder.matrices(1)["down"].mul_(1e30)
-    with pytest.raises(InputError, match="llama: the activations hold NaN or inf from mlp_output, layer 1 on"):
+    with pytest.raises(InputError, match="llama: activations hold NaN or inf from mlp_output, layer 1 on"):
         study(decoder, sequences(decoder, "random", count=1, length=20))
 
 
