@@ -72,7 +72,7 @@ class Assessment:
     @property
     def made(self) -> int:
         """The number of comparisons that were assessed, which Holm's correction counts."""
-        return sum(verdict.word != NOT_ASSESSABLE for verdict in self.verdicts)
+        return sum(verdict.adjusted_p is not None for verdict in self.verdicts)
 
     def verdict(self, measure: Measure, variant: str) -> Verdict | None:
         """The verdict of one cell of the table."""
@@ -86,8 +86,9 @@ def assess(comparison: Comparison) -> Assessment:
     verdicts = [
         judge(comparison, variant, measure, against[measure.id]) for measure in judged for variant in comparison.others
     ]
+    settled = [_beyond_nulls(comparison, verdict) for verdict in settle(verdicts)]
     return Assessment(
-        settle(verdicts), against, {variant.label: steps_to(comparison, variant) for variant in comparison.variants}
+        settled, against, {variant.label: steps_to(comparison, variant) for variant in comparison.variants}
     )
 
 
@@ -136,10 +137,7 @@ def judge(comparison: Comparison, variant: Variant, measure: Measure, null: Null
     )
     owners = (variant, comparison.baseline) if ours and theirs else ()
     least = math.hypot(*(rounding(next(iter(owner.finished.values())), measure) for owner in owners))
-    verdict = judge_values(comparison, variant, measure, ours, theirs, null, least)
-    if not verdict.reason and (reason := _of_nulls(comparison.baseline, variant, verdict)):
-        return replace(verdict, word=NOT_ASSESSABLE, reason=reason)
-    return verdict
+    return judge_values(comparison, variant, measure, ours, theirs, null, least)
 
 
 def judge_values(
@@ -196,17 +194,23 @@ def steps_to(comparison: Comparison, variant: Variant) -> StepsTo:
     return StepsTo(by_seed, "" if by_seed else "no finished run to compare with in the same seed")
 
 
-def _of_nulls(baseline: Variant, variant: Variant, verdict: Verdict) -> str:
-    """Why a difference beyond noise says nothing: it is no larger than that between the two closed forms, which slots,
-    or gates that follow the position, set apart without any sink; "" where it is larger, or within noise."""
-    found = [[nulls(run, verdict.measure).get(CLOSED_FORM) for run in v.finished.values()] for v in (variant, baseline)]
-    difference = verdict.difference
-    if difference is None or difference.low <= 0 <= difference.high or None in found[0] + found[1]:
-        return ""
+def _beyond_nulls(comparison: Comparison, verdict: Verdict) -> Verdict:
+    """The verdict, withheld where the difference is no larger than that between the two closed forms, which slots, or
+    gates that follow the position, set apart without any sink. Holm's correction has counted it all the same."""
+    if verdict.word != DIFFERS or verdict.difference is None:
+        return verdict
+    variant = next(v for v in comparison.variants if v.label == verdict.variant)
+    found = [
+        [nulls(run, verdict.measure).get(CLOSED_FORM) for run in owner.finished.values()]
+        for owner in (variant, comparison.baseline)
+    ]
+    if None in found[0] + found[1]:
+        return verdict
     ours, theirs = (fmean(values) for values in found)
-    if abs(difference.mean) > abs(ours - theirs):
-        return ""
-    return f"no larger a difference than between their nulls, {ours:.3g} and {theirs:.3g}"
+    if abs(verdict.difference.mean) > abs(ours - theirs):
+        return verdict
+    reason = f"no larger a difference than between their nulls, {ours:.3g} and {theirs:.3g}"
+    return replace(verdict, word=NOT_ASSESSABLE, reason=reason)
 
 
 def _bare(difference: Interval | None) -> bool:
